@@ -1,0 +1,311 @@
+//! Instance: one copy of a Process. Made, changed and removed by Ostler only.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Condition, ProcessSpec};
+use crate::meta::Metadata;
+use crate::time::Timestamp;
+
+/// One copy of a Process: read-only, made by Ostler.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Instance {
+    /// "ostler.dev/v1".
+    pub api_version: String,
+    /// "Instance".
+    pub kind: String,
+    /// The name is that of the Process, a dash and the ordinal.
+    pub metadata: Metadata,
+    /// What this copy should be.
+    pub spec: InstanceSpec,
+    /// What it is.
+    #[serde(default)]
+    pub status: InstanceStatus,
+}
+
+/// What this copy should be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InstanceSpec {
+    /// Name of the Process.
+    pub process: String,
+    /// Which copy, from 0.
+    pub ordinal: u32,
+    /// Revision of the template.
+    pub revision: String,
+    /// Stopped by hand: stays so until started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_at: Option<Timestamp>,
+    /// A restart was asked for at this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarted_at: Option<Timestamp>,
+    /// A start was asked for at this time: it clears backoff, retries and the circuit breaker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// The port numbers it keeps, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<String, u16>,
+    /// The spec of the Process that it is made from.
+    pub template: Arc<ProcessSpec>,
+}
+
+/// What this copy is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct InstanceStatus {
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Why, one word in CamelCase.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Why, a sentence.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Process id of the leader while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// Whether it can be counted on.
+    pub ready: bool,
+    /// How often it was started again, for whatever reason.
+    pub restarts: u32,
+    /// When the current attempt was started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// How the last attempt that is over ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<Exit>,
+    /// When it will be started again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_start_at: Option<Timestamp>,
+    /// Number of the last start that was asked for; numbers are never used twice.
+    pub attempt: u64,
+    /// Number of the last attempt whose end was recorded.
+    pub ended_attempt: u64,
+    /// What makes the running process itself and no other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+    /// Revision that the current attempt was started from.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub revision: String,
+    /// The restart request that the current attempt answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restarted_at: Option<Timestamp>,
+    /// The start request that was answered last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_answered: Option<Timestamp>,
+    /// Attempts in a row that ended by themselves; decides the backoff.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub streak: u32,
+    /// Attempts in a row that failed; decides when to give up.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub failures: u32,
+    /// The circuit breaker, when it has something to remember.
+    #[serde(skip_serializing_if = "Breaker::is_idle")]
+    pub breaker: Breaker,
+    /// Set while it is being stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopping: Option<Stopping>,
+    /// It ended and policy starts it no more.
+    #[serde(skip_serializing_if = "is_false")]
+    pub done: bool,
+    /// Ready.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// The latest transitions, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<HistoryEntry>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// Where an instance is in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum Phase {
+    /// Not started yet.
+    #[default]
+    Pending,
+    /// Its start was asked for and is not confirmed yet.
+    Starting,
+    /// Its process lives.
+    Running,
+    /// It was told to end, or its leader ended and other processes of its tree live.
+    Stopping,
+    /// It is over, as it should be.
+    Stopped,
+    /// It is over, as it should not be, and policy starts it no more.
+    Failed,
+    /// It ended and waits to be started again.
+    Backoff,
+    /// It was killed and does not go.
+    Stuck,
+    /// It ran before the machine was rebooted.
+    Lost,
+    /// Nobody can tell now.
+    Unknown,
+}
+
+impl Phase {
+    /// The name as it is published.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Starting => "Starting",
+            Self::Running => "Running",
+            Self::Stopping => "Stopping",
+            Self::Stopped => "Stopped",
+            Self::Failed => "Failed",
+            Self::Backoff => "Backoff",
+            Self::Stuck => "Stuck",
+            Self::Lost => "Lost",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Exit {
+    /// Number of the attempt.
+    pub attempt: u64,
+    /// Code, signal, or why neither is known.
+    #[serde(flatten)]
+    pub status: ExitStatus,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Code, signal, or why neither is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum ExitStatus {
+    /// Exit code.
+    Code(i32),
+    /// Number of the signal that ended it.
+    Signal(i32),
+    /// It ended while nobody could see it; why.
+    Unknown(String),
+    /// It could not be started; why.
+    Error(String),
+}
+
+/// What makes a process itself and no other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Identity {
+    /// Id of the boot it was started in.
+    pub boot_id: String,
+    /// Process id.
+    pub pid: i32,
+    /// Clock ticks from boot to its start.
+    pub start_time: u64,
+}
+
+/// What the circuit breaker remembers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Breaker {
+    /// The failures within the window, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<Timestamp>,
+    /// Open until then: no start before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_until: Option<Timestamp>,
+    /// The current attempt is the trial after the cooldown.
+    #[serde(skip_serializing_if = "is_false")]
+    pub half_open: bool,
+}
+
+impl Breaker {
+    /// Whether there is nothing to remember.
+    pub fn is_idle(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A stop that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Stopping {
+    /// Since when.
+    pub since: Timestamp,
+    /// Why.
+    pub reason: StopReason,
+    /// What still lives then is killed.
+    pub kill_at: Timestamp,
+}
+
+/// Why an instance is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum StopReason {
+    /// Somebody asked for it.
+    Stopped,
+    /// A restart was asked for.
+    Restarted,
+    /// It is replaced by one of another revision.
+    Replaced,
+    /// It is deleted.
+    Deleted,
+    /// Its leader ended by itself and left processes behind.
+    LeaderExited,
+}
+
+impl StopReason {
+    /// The name as it is published.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stopped => "Stopped",
+            Self::Restarted => "Restarted",
+            Self::Replaced => "Replaced",
+            Self::Deleted => "Deleted",
+            Self::LeaderExited => "LeaderExited",
+        }
+    }
+}
+
+/// One transition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HistoryEntry {
+    /// The phase that began.
+    pub phase: Phase,
+    /// When.
+    pub at: Timestamp,
+    /// Why, one word in CamelCase.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Why, a sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+impl InstanceStatus {
+    /// How many transitions are kept.
+    pub const HISTORY: usize = 12;
+
+    /// Whether a process may live: an attempt was asked for whose end was not recorded.
+    pub fn is_live(&self) -> bool {
+        self.attempt > self.ended_attempt
+    }
+}

@@ -1,0 +1,427 @@
+//! Process: a long-running command, `replicas` copies of it.
+
+use serde::{Deserialize, Serialize};
+
+use super::Condition;
+use crate::meta::Metadata;
+use crate::quantity::Bytes;
+use crate::time::Span;
+
+/// Annotation: the instances were asked to restart at this time.
+pub const RESTARTED_AT: &str = "ostler.dev/restartedAt";
+/// Annotation: the process was stopped by hand at this time, and stays so until it is started.
+pub const STOPPED_AT: &str = "ostler.dev/stoppedAt";
+
+/// A long-running command, of which Ostler keeps `replicas` copies running.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Process {
+    /// "ostler.dev/v1".
+    pub api_version: String,
+    /// "Process".
+    pub kind: String,
+    /// Name, namespace, labels, annotations.
+    pub metadata: Metadata,
+    /// What should run.
+    pub spec: ProcessSpec,
+    /// What does run. Written by Ostler.
+    #[serde(default)]
+    pub status: ProcessStatus,
+}
+
+/// What should run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProcessSpec {
+    /// How many copies to keep running, 0 to 10000; 1 unless given. Left out when applying to an existing process: as
+    /// many as it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u32>,
+    /// The command: its first element is the program, the others its arguments; no shell is involved. A program without
+    /// a slash is looked up in PATH; one with a relative path is resolved against the directory of the manifest.
+    /// `$(NAME)` is replaced by the variable NAME of the process' environment, `$$` by a dollar sign.
+    pub command: Vec<String>,
+    /// Further arguments after those of `command`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// The directory it runs in; the directory of the manifest unless given.
+    #[serde(default)]
+    pub working_dir: String,
+    /// Environment variables. Nothing of the daemon's own environment is passed on but what `inheritEnv` names; PATH,
+    /// HOME, USER, LOGNAME, SHELL and LANG have sensible values unless set here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<EnvVar>,
+    /// Names of variables to take from the daemon's environment at each start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inherit_env: Vec<String>,
+    /// Ports it listens on, injected as PORT (the first one) and PORT_<NAME>.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
+    /// User to run as, a name or a number; the daemon's own unless given. Needs a daemon that runs as root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Group to run as, a name or a number; the user's own unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// When an ended instance is started again.
+    #[serde(default)]
+    pub restart_policy: RestartPolicy,
+    /// How long restarts wait.
+    #[serde(default)]
+    pub backoff: Backoff,
+    /// Stops restarting for a while after too many failures; off unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circuit_breaker: Option<CircuitBreaker>,
+    /// Exit codes that count as success; [0] unless given.
+    #[serde(default = "success")]
+    pub success_exit_codes: Vec<u8>,
+    /// How an instance is stopped.
+    #[serde(default)]
+    pub stop: Stop,
+    /// What is kept of the output.
+    #[serde(default)]
+    pub logs: Logs,
+    /// What runs the command.
+    #[serde(default)]
+    pub driver: Driver,
+}
+
+fn success() -> Vec<u8> {
+    vec![0]
+}
+
+/// One environment variable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EnvVar {
+    /// Name of the variable.
+    pub name: String,
+    /// Its value; `$(NAME)` is replaced by variables defined before it and by those that Ostler sets.
+    #[serde(default)]
+    pub value: String,
+}
+
+/// One port that the process listens on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Port {
+    /// Name of the port, a DNS label; in PORT_<NAME> it is upper case with '_' for '-'.
+    pub name: String,
+    /// The number, or "auto" for a free one that the instance then keeps.
+    pub port: PortNumber,
+}
+
+/// A port number, or the wish for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(untagged, expecting = "a port number from 1 to 65535, or auto")]
+pub enum PortNumber {
+    /// This one.
+    Fixed(std::num::NonZeroU16),
+    /// Any free one.
+    Auto(AutoPort),
+}
+
+/// The word `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum AutoPort {
+    /// `auto`
+    Auto,
+}
+
+/// When an ended instance is started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum RestartPolicy {
+    /// Whatever its exit code. A manual stop lasts until it is started by hand or the machine reboots.
+    #[default]
+    Always,
+    /// When it ended by a signal or with a code that is not in `successExitCodes`, or could not be started.
+    OnFailure,
+    /// Never.
+    Never,
+    /// Like Always, but a manual stop also survives a reboot.
+    UnlessStopped,
+}
+
+/// How far apart the starts of an instance that keeps ending are. Counted from start to start: the n-th restart in a
+/// row comes no sooner than initial × factor^(n-1) after the start before it, so an instance that ran for longer than
+/// that is restarted at once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Backoff {
+    /// Before the first restart.
+    pub initial: Span,
+    /// By what each next one is longer, 1 to 100.
+    pub factor: f64,
+    /// Never longer than this.
+    pub max: Span,
+    /// Random part of each delay, up or down, 0 to 1: 0.1 is ten per cent.
+    pub jitter: f64,
+    /// An instance that ran for so long starts counting anew.
+    pub reset_after: Span,
+    /// Give up after so many restarts in a row because of failures; without it, never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_retries: Option<u32>,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self {
+            initial: Span::from_secs(1),
+            factor: 2.0,
+            max: Span::from_secs(300),
+            jitter: 0.1,
+            reset_after: Span::from_secs(600),
+            max_retries: None,
+        }
+    }
+}
+
+/// Stops restarting for a while after too many failures: `failures` of them within `window` open the breaker; after
+/// `cooldown` one trial start is made; if it fails within `window`, the breaker opens again, else it closes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CircuitBreaker {
+    /// So many failures, 1 to 100.
+    pub failures: u32,
+    /// Within this time.
+    pub window: Span,
+    /// Then wait so long.
+    pub cooldown: Span,
+}
+
+impl Default for CircuitBreaker {
+    fn default() -> Self {
+        Self { failures: 5, window: Span::from_secs(60), cooldown: Span::from_secs(300) }
+    }
+}
+
+/// How an instance is stopped: the signal goes to every process of its tree; what lives after the grace period is
+/// killed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Stop {
+    /// Name of the signal, such as SIGTERM.
+    pub signal: String,
+    /// Time between the signal and SIGKILL.
+    pub grace_period: Span,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self { signal: "SIGTERM".to_owned(), grace_period: Span::from_secs(10) }
+    }
+}
+
+/// What is kept of the output of each instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Logs {
+    /// A log file of this size is rotated; at least 4Ki.
+    pub max_size: Bytes,
+    /// How many files are kept, the current one included; 0 keeps all.
+    pub max_files: u32,
+    /// Rotated files older than this are removed; 0 keeps them.
+    pub max_age: Span,
+    /// What happens while the disk is full.
+    pub when_blocked: WhenBlocked,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self {
+            max_size: Bytes(10 << 20),
+            max_files: 5,
+            max_age: Span::from_secs(7 * 86_400),
+            when_blocked: WhenBlocked::Block,
+        }
+    }
+}
+
+/// What happens to output while the log cannot be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum WhenBlocked {
+    /// It waits in the pipe; the process waits when the pipe is full. Nothing is lost.
+    #[default]
+    Block,
+    /// It is dropped and counted.
+    Drop,
+}
+
+/// What runs the command.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// The operating system: the command is executed as a process.
+    #[default]
+    Exec,
+}
+
+/// What does run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ProcessStatus {
+    /// The generation that the rest of the status speaks of.
+    pub observed_generation: u64,
+    /// Instances that exist.
+    pub replicas: u32,
+    /// Of these: ready.
+    pub ready_replicas: u32,
+    /// Of these: ready, and so counted on.
+    pub available_replicas: u32,
+    /// Of these: made from the current spec.
+    pub updated_replicas: u32,
+    /// Hash of what an instance is made from.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub revision: String,
+    /// Ready, Available, Progressing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+impl ProcessSpec {
+    /// The number of copies wanted.
+    pub fn replicas(&self) -> u32 {
+        self.replicas.unwrap_or(1)
+    }
+
+    /// What an instance is made from: the spec without the number of copies.
+    #[must_use]
+    pub fn template(&self) -> Self {
+        Self { replicas: None, ..self.clone() }
+    }
+
+    /// The fields whose change needs new processes, in the order of the schema. The destructuring makes a new field
+    /// choose a side.
+    fn restarting(&self) -> [(&'static str, serde_json::Value); 9] {
+        let Self {
+            command,
+            args,
+            working_dir,
+            env,
+            inherit_env,
+            ports,
+            user,
+            group,
+            driver,
+            replicas: _,
+            restart_policy: _,
+            backoff: _,
+            circuit_breaker: _,
+            success_exit_codes: _,
+            stop: _,
+            logs: _,
+        } = self;
+        fn json(value: &impl Serialize) -> serde_json::Value {
+            serde_json::to_value(value).expect("specs are plain data")
+        }
+        [
+            ("spec.command", json(command)),
+            ("spec.args", json(args)),
+            ("spec.workingDir", json(working_dir)),
+            ("spec.env", json(env)),
+            ("spec.inheritEnv", json(inherit_env)),
+            ("spec.ports", json(ports)),
+            ("spec.user", json(user)),
+            ("spec.group", json(group)),
+            ("spec.driver", json(driver)),
+        ]
+    }
+
+    /// Identifies everything that an instance is started from; equal revisions need no restart.
+    pub fn revision(&self) -> String {
+        // FNV-1a: stable across versions and machines, and nobody gains by a collision in their own manifest.
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for (field, value) in self.restarting() {
+            if value.is_null() || value.as_array().is_some_and(Vec::is_empty) {
+                // A field that is not set hashes to nothing, so that a new optional field changes no revision.
+                continue;
+            }
+            for byte in field.bytes().chain(value.to_string().bytes()) {
+                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+        format!("{hash:016x}")
+    }
+
+    /// The fields that differ from `other` in a way that needs a restart.
+    pub fn restart_causes(&self, other: &Self) -> Vec<&'static str> {
+        let ours = self.restarting();
+        let theirs = other.restarting();
+        ours.into_iter().zip(theirs).filter(|(a, b)| a.1 != b.1).map(|(a, _)| a.0).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(yaml: &serde_json::Value) -> ProcessSpec {
+        serde_json::from_value(yaml.clone()).unwrap()
+    }
+
+    #[test]
+    fn defaults_are_written_out() {
+        let spec = spec(&serde_json::json!({"command": ["true"]}));
+        let json = serde_json::to_value(&spec).unwrap();
+        assert_eq!(json["restartPolicy"], "Always");
+        assert_eq!(json["backoff"]["max"], "5m");
+        assert_eq!(json["stop"]["gracePeriod"], "10s");
+        assert_eq!(json["logs"]["maxSize"], "10Mi");
+        assert_eq!(json["successExitCodes"], serde_json::json!([0]));
+    }
+
+    #[test]
+    fn only_what_needs_a_restart_changes_the_revision() {
+        let base = serde_json::json!({"command": ["sleep", "1"]});
+        let with = |key: &str, value: serde_json::Value| {
+            let mut changed = base.clone();
+            changed[key] = value;
+            spec(&changed)
+        };
+        let base = spec(&base);
+        for (key, value) in [
+            ("replicas", serde_json::json!(4)),
+            ("restartPolicy", serde_json::json!("Never")),
+            ("stop", serde_json::json!({"gracePeriod": "1s"})),
+            ("logs", serde_json::json!({"maxFiles": 9})),
+        ] {
+            assert_eq!(with(key, value).revision(), base.revision(), "{key}");
+        }
+        for (key, value) in [
+            ("command", serde_json::json!(["sleep", "2"])),
+            ("env", serde_json::json!([{"name": "A", "value": "b"}])),
+            ("ports", serde_json::json!([{"name": "http", "port": "auto"}])),
+            ("user", serde_json::json!("nobody")),
+        ] {
+            let changed = with(key, value);
+            assert_ne!(changed.revision(), base.revision(), "{key}");
+            assert_eq!(changed.restart_causes(&base), [format!("spec.{key}")]);
+        }
+    }
+
+    #[test]
+    fn ports_are_numbers_or_auto() {
+        let port = |json: &str| serde_json::from_str::<Port>(json);
+        assert_eq!(port(r#"{"name":"a","port":"auto"}"#).unwrap().port, PortNumber::Auto(AutoPort::Auto));
+        assert!(port(r#"{"name":"a","port":80}"#).is_ok());
+        for bad in ["0", "65536", "\"any\"", "-1"] {
+            let error = port(&format!(r#"{{"name":"a","port":{bad}}}"#)).unwrap_err().to_string();
+            assert!(error.contains("a port number from 1 to 65535, or auto"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The kinds of Ostler, what makes them valid, and the planners that decide what to do about them.
+//!
+//! Pure: no I/O, no clock, no randomness, no async. Whoever needs the time passes it in.
+
+pub mod backoff;
+pub mod breaker;
+pub mod expand;
+pub mod kinds;
+pub mod labels;
+pub mod meta;
+pub mod name;
+pub mod object;
+pub mod plan;
+pub mod quantity;
+pub mod signal;
+pub mod suggest;
+pub mod time;
+pub mod validate;
+
+pub use kinds::Kind;
+pub use meta::{Metadata, OwnerReference};
+pub use object::{Applicable, DecodeError};
+pub use time::{Span, Timestamp};

@@ -1,0 +1,594 @@
+//! Decides what an `Instance` needs next.
+//!
+//! Pure: callers pass everything observed, and the time. Phase is derived on every call from what custody reports, so a
+//! lost event costs latency, never correctness.
+
+use crate::backoff;
+use crate::breaker::{self, Change};
+use crate::kinds::{
+    Condition, Exit, ExitStatus, HistoryEntry, Identity, Instance, InstanceStatus, Phase, RestartPolicy, StopReason,
+    Stopping, Truth, set_condition,
+};
+use crate::plan::Note;
+use crate::time::{Span, Timestamp};
+use crate::{kinds, signal};
+
+/// What custody shows of one instance.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// Whether the keeper has reported everything it holds. Until then nothing is known, and nothing is decided.
+    pub synced: bool,
+    /// The record of the instance would survive our own crash; before that no process may depend on it.
+    pub recorded: bool,
+    /// An attempt that the keeper was told to start and has not reported yet.
+    pub starting: Option<u64>,
+    /// The attempt that was sent the stop signal by this controller.
+    pub signalled: Option<u64>,
+    /// The attempt that was killed by this controller.
+    pub killed: Option<u64>,
+    /// The attempts in custody, by rising number.
+    pub attempts: Vec<Attempt>,
+}
+
+/// One attempt in custody.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attempt {
+    /// Its number.
+    pub number: u64,
+    /// Whose process it is, if one was made.
+    pub identity: Option<Identity>,
+    /// When it was started.
+    pub started_at: Timestamp,
+    /// What became of it.
+    pub state: AttemptState,
+}
+
+/// What became of an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AttemptState {
+    /// No process was made.
+    FailedToStart(StartError),
+    /// The leader lives.
+    Running,
+    /// The leader is gone, other processes of its tree live.
+    LeaderExited {
+        /// How the leader ended.
+        status: ExitStatus,
+        /// How many live.
+        survivors: u32,
+    },
+    /// It was killed and does not go.
+    Stuck,
+    /// Every process is gone.
+    Ended {
+        /// How the leader ended.
+        status: ExitStatus,
+        /// When.
+        at: Timestamp,
+        /// It ended because the machine did.
+        reboot: bool,
+    },
+}
+
+impl AttemptState {
+    fn is_over(&self) -> bool {
+        match self {
+            Self::FailedToStart(_) | Self::Ended { .. } => true,
+            Self::Running | Self::LeaderExited { .. } | Self::Stuck => false,
+        }
+    }
+}
+
+/// Why no process could be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartError {
+    /// What kind of trouble.
+    pub kind: StartErrorKind,
+    /// The whole story, with paths.
+    pub message: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// What kind of trouble kept a process from being made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartErrorKind {
+    /// The program, or the interpreter of the script, does not exist.
+    CommandNotFound,
+    /// It may not be executed.
+    PermissionDenied,
+    /// It is not a program for this machine.
+    BadFormat,
+    /// The working directory does not exist or may not be entered.
+    BadWorkingDirectory,
+    /// The user or group does not exist, or may not be switched to.
+    BadUser,
+    /// The machine has no more processes, memory or descriptors.
+    ResourcesExhausted,
+    /// Anything else.
+    Other,
+}
+
+impl StartErrorKind {
+    /// The reason as it is published.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::CommandNotFound => "CommandNotFound",
+            Self::PermissionDenied => "PermissionDenied",
+            Self::BadFormat => "BadFormat",
+            Self::BadWorkingDirectory => "BadWorkingDirectory",
+            Self::BadUser => "BadUser",
+            Self::ResourcesExhausted => "ResourcesExhausted",
+            Self::Other => "StartFailed",
+        }
+    }
+
+    /// Whether trying again can help without anybody changing the manifest. A missing file may be deployed a moment
+    /// later; a file of the wrong format stays one.
+    const fn is_retryable(self) -> bool {
+        match self {
+            Self::CommandNotFound
+            | Self::PermissionDenied
+            | Self::BadWorkingDirectory
+            | Self::ResourcesExhausted
+            | Self::Other => true,
+            Self::BadFormat | Self::BadUser => false,
+        }
+    }
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Start this attempt.
+    Spawn {
+        /// Its number, never used before.
+        attempt: u64,
+    },
+    /// Send the stop signal to every process of the tree.
+    Signal {
+        /// Of this attempt.
+        attempt: u64,
+        /// Number of the signal.
+        signal: i32,
+    },
+    /// Kill every process of the tree.
+    Kill {
+        /// Of this attempt.
+        attempt: u64,
+    },
+    /// Tell custody that the end of this attempt is recorded, once the status is.
+    Forget {
+        /// The attempt.
+        attempt: u64,
+    },
+    /// The instance is over: remove its logs and its record.
+    Remove,
+}
+
+/// What to publish, what to do, and when to look again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The status to publish.
+    pub status: InstanceStatus,
+    /// What to do, in this order.
+    pub actions: Vec<Action>,
+    /// What to tell.
+    pub notes: Vec<Note>,
+    /// When to look again if nothing happens before.
+    pub wake_at: Option<Timestamp>,
+}
+
+/// What an instance should be doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    Run,
+    Stop,
+    Gone,
+}
+
+/// The plan for one instance.
+pub fn plan(instance: &Instance, observed: &Observed, now: Timestamp) -> Plan {
+    let mut planner = Planner {
+        instance,
+        observed,
+        now,
+        plan: Plan { status: instance.status.clone(), actions: Vec::new(), notes: Vec::new(), wake_at: None },
+    };
+    if observed.synced {
+        planner.decide();
+    }
+    planner.plan
+}
+
+struct Planner<'a> {
+    instance: &'a Instance,
+    observed: &'a Observed,
+    now: Timestamp,
+    plan: Plan,
+}
+
+impl Planner<'_> {
+    fn decide(&mut self) {
+        self.record_ends();
+        let want = if self.instance.metadata.is_deleting() {
+            Want::Gone
+        } else if self.instance.spec.stopped_at.is_some() {
+            Want::Stop
+        } else {
+            Want::Run
+        };
+        let observed = self.observed;
+        if let Some(attempt) = observed.attempts.iter().rev().find(|attempt| !attempt.state.is_over()) {
+            self.live(attempt, want);
+        } else if observed.starting.is_some_and(|number| number > self.plan.status.ended_attempt) {
+            self.enter(Phase::Starting, "Starting", String::new());
+        } else {
+            self.bury_the_unseen();
+            self.idle(want);
+        }
+        let status = &mut self.plan.status;
+        status.ready = status.phase == Phase::Running;
+        let condition = Condition {
+            kind: "Ready".to_owned(),
+            status: Truth::from(status.ready),
+            reason: if status.ready { "Running".to_owned() } else { status.reason.clone() },
+            ..Condition::default()
+        };
+        set_condition(&mut status.conditions, condition, self.now);
+    }
+
+    /// Folds every end that custody reports into the status, once each, and lets custody forget it.
+    fn record_ends(&mut self) {
+        let observed = self.observed;
+        for attempt in observed.attempts.iter().filter(|attempt| attempt.state.is_over()) {
+            if attempt.number > self.plan.status.ended_attempt {
+                self.record_end(attempt);
+            }
+            self.plan.actions.push(Action::Forget { attempt: attempt.number });
+        }
+    }
+
+    fn record_end(&mut self, attempt: &Attempt) {
+        let (exit, at, reboot, error) = match &attempt.state {
+            AttemptState::FailedToStart(error) => (ExitStatus::Error(error.message.clone()), error.at, false, Some(error)),
+            AttemptState::Ended { status, at, reboot } => (status.clone(), *at, *reboot, None),
+            AttemptState::Running | AttemptState::LeaderExited { .. } | AttemptState::Stuck => return,
+        };
+        let status = &mut self.plan.status;
+        status.attempt = status.attempt.max(attempt.number);
+        status.ended_attempt = attempt.number;
+        status.pid = None;
+        if attempt.identity.is_some() {
+            status.identity.clone_from(&attempt.identity);
+        }
+        status.last_exit = Some(Exit { attempt: attempt.number, status: exit.clone(), at });
+        let asked = status.stopping.take().filter(|stopping| stopping.reason != StopReason::LeaderExited);
+        let story = describe(&exit);
+        if let Some(stopping) = asked {
+            self.enter_at(Phase::Stopped, stopping.reason.name(), story, at);
+            self.forgive();
+        } else if reboot {
+            self.plan.notes.push(Note::warning("Lost", "it ran before the machine was rebooted"));
+            self.enter_at(Phase::Lost, "Rebooted", "it ran before the machine was rebooted".to_owned(), at);
+            self.forgive();
+            if self.instance.spec.template.restart_policy == RestartPolicy::Never {
+                self.plan.status.done = true;
+            }
+        } else {
+            self.ended_by_itself(attempt, &exit, at, error, story);
+        }
+    }
+
+    /// Policy: what follows an end that nobody asked for.
+    fn ended_by_itself(
+        &mut self,
+        attempt: &Attempt,
+        exit: &ExitStatus,
+        at: Timestamp,
+        error: Option<&StartError>,
+        story: String,
+    ) {
+        let template = &self.instance.spec.template;
+        let policy = template.restart_policy;
+        let success = matches!(exit, ExitStatus::Code(code)
+            if template.success_exit_codes.iter().any(|good| i32::from(*good) == *code));
+        let status = &mut self.plan.status;
+        if at.since(attempt.started_at) >= template.backoff.reset_after {
+            status.streak = 0;
+            status.failures = 0;
+            status.breaker = kinds::Breaker::default();
+        }
+        let (reason, note) = match (error, success) {
+            (Some(error), _) => (error.kind.reason(), Note::warning(error.kind.reason(), story.clone())),
+            (None, true) => ("Completed", Note::normal("Completed", story.clone())),
+            (None, false) => ("Crashed", Note::warning("Crashed", story.clone())),
+        };
+        self.plan.notes.push(note);
+        let exhausted = error.is_some_and(|error| error.kind == StartErrorKind::ResourcesExhausted);
+        status.streak += 1;
+        let mut change = Change::None;
+        if success {
+            status.failures = 0;
+        } else if !exhausted {
+            // A machine without free processes says nothing about this program.
+            status.failures += 1;
+            if let Some(policy) = &template.circuit_breaker {
+                change = breaker::failed(&mut status.breaker, policy, at);
+            }
+        }
+        let again = match policy {
+            RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
+            RestartPolicy::OnFailure => !success,
+            RestartPolicy::Never => false,
+        };
+        let terminal = error.is_some_and(|error| !error.kind.is_retryable());
+        let gave_up = template.backoff.max_retries.is_some_and(|most| status.failures > most);
+        if !again || terminal || gave_up {
+            status.done = true;
+            status.next_start_at = None;
+            let (phase, reason) = if success {
+                (Phase::Stopped, "Completed")
+            } else if gave_up && again && !terminal {
+                let message = format!("gave up after {} restarts in a row: {story}", status.failures - 1);
+                self.plan.notes.push(Note::warning("RetriesExhausted", message));
+                (Phase::Failed, "RetriesExhausted")
+            } else {
+                (Phase::Failed, reason)
+            };
+            self.enter_at(phase, reason, story, at);
+            return;
+        }
+        let seed = seed(&self.instance.metadata.uid, attempt.number);
+        let mut next = backoff::next_start(&template.backoff, status.streak, seed, attempt.started_at, at);
+        let mut reason = reason;
+        if let (Change::Opened, Some(until)) = (change, status.breaker.open_until) {
+            next = next.max(until);
+            reason = "CircuitOpen";
+            let message = format!("too many failures, next start at {until}; the last one: {story}");
+            self.plan.notes.push(Note::warning("CircuitOpen", message));
+        }
+        status.next_start_at = Some(next);
+        if next > self.now {
+            let message = format!("{story}; next start in {}", round(next.since(self.now)));
+            self.enter_at(Phase::Backoff, reason, message, at);
+        } else {
+            self.enter_at(Phase::Backoff, reason, story, at);
+        }
+    }
+
+    /// An attempt lives.
+    fn live(&mut self, attempt: &Attempt, want: Want) {
+        let status = &mut self.plan.status;
+        status.attempt = status.attempt.max(attempt.number);
+        status.identity.clone_from(&attempt.identity);
+        status.pid = attempt.identity.as_ref().map(|identity| identity.pid);
+        status.next_start_at = None;
+        if status.started_at != Some(attempt.started_at) {
+            status.started_at = Some(attempt.started_at);
+            let pid = status.pid.unwrap_or_default();
+            self.plan.notes.push(Note::normal("Started", format!("pid {pid}, attempt {}", attempt.number)));
+        }
+        let reason = match (want, &attempt.state) {
+            (Want::Gone, _) => Some(StopReason::Deleted),
+            (Want::Stop, _) => Some(StopReason::Stopped),
+            (Want::Run, AttemptState::LeaderExited { .. }) => Some(StopReason::LeaderExited),
+            (Want::Run, _) if self.is_outdated() => Some(StopReason::Replaced),
+            (Want::Run, _) if self.is_restart_due() => Some(StopReason::Restarted),
+            (Want::Run, _) => None,
+        };
+        if self.plan.status.stopping.is_some() || reason.is_some() {
+            self.stop(attempt, reason);
+        } else {
+            self.run();
+        }
+    }
+
+    fn run(&mut self) {
+        let spec = &self.instance.spec;
+        let status = &mut self.plan.status;
+        // A start request for what already runs is answered.
+        status.start_answered = status.start_answered.max(spec.started_at);
+        let since = status.started_at.unwrap_or(self.now);
+        if let Some(policy) = &spec.template.circuit_breaker {
+            if breaker::running(&mut status.breaker, policy, since, self.now) == Change::Closed {
+                self.plan.notes.push(Note::normal("CircuitClosed", "the trial start lasted"));
+            }
+            if self.plan.status.breaker.half_open {
+                self.wake(since + policy.window);
+            }
+        }
+        self.enter(Phase::Running, "Running", String::new());
+    }
+
+    fn stop(&mut self, attempt: &Attempt, reason: Option<StopReason>) {
+        let template = &self.instance.spec.template;
+        let metadata = &self.instance.metadata;
+        let now = self.now;
+        let grace = match metadata.deletion_grace_period_seconds {
+            Some(seconds) if metadata.is_deleting() => Span::from_secs(seconds),
+            _ => template.stop.grace_period,
+        };
+        let status = &mut self.plan.status;
+        let begun = status.stopping.is_some();
+        let stopping =
+            status.stopping.get_or_insert_with(|| Stopping { since: now, reason: reason.unwrap_or(StopReason::Stopped), kill_at: now + grace });
+        // The latest reason decides what follows the end; a deletion in a hurry shortens the wait.
+        if let Some(reason) = reason
+            && !(reason == StopReason::LeaderExited && stopping.reason != StopReason::LeaderExited)
+        {
+            stopping.reason = reason;
+        }
+        stopping.kill_at = stopping.kill_at.min(stopping.since + grace);
+        let Stopping { reason, kill_at, .. } = stopping.clone();
+        let number = attempt.number;
+        if now >= kill_at {
+            if self.observed.killed != Some(number) {
+                self.plan.actions.push(Action::Kill { attempt: number });
+                if grace > Span::ZERO {
+                    let message = format!("still alive {grace} after {}", template.stop.signal);
+                    self.plan.notes.push(Note::warning("Killing", message));
+                }
+            }
+        } else {
+            if self.observed.signalled != Some(number) {
+                let signal = signal::parse(&template.stop.signal).unwrap_or(15);
+                self.plan.actions.push(Action::Signal { attempt: number, signal });
+            }
+            self.wake(kill_at);
+        }
+        if !begun {
+            self.plan.notes.push(Note::normal("Stopping", format!("{}: {}", reason.name(), template.stop.signal)));
+        }
+        match &attempt.state {
+            AttemptState::Stuck => {
+                let message = "killed, but a process does not go (uninterruptible sleep)".to_owned();
+                if self.plan.status.phase != Phase::Stuck {
+                    self.plan.notes.push(Note::warning("Stuck", message.clone()));
+                }
+                self.enter(Phase::Stuck, reason.name(), message);
+            }
+            AttemptState::LeaderExited { status, survivors } => {
+                let message = format!("{}; processes left: {survivors}", describe(status));
+                self.enter(Phase::Stopping, reason.name(), message);
+            }
+            AttemptState::Running | AttemptState::FailedToStart(_) | AttemptState::Ended { .. } => {
+                self.enter(Phase::Stopping, reason.name(), String::new());
+            }
+        }
+    }
+
+    /// A start that was asked for, or a process that ran, of which custody knows nothing: the request never arrived, or
+    /// custody lost its records. Nothing lives, so its number is spent and life goes on.
+    fn bury_the_unseen(&mut self) {
+        let status = &mut self.plan.status;
+        if !status.is_live() {
+            return;
+        }
+        status.ended_attempt = status.attempt;
+        status.stopping = None;
+        if status.pid.take().is_some() {
+            let unknown = ExitStatus::Unknown("custody has no record of it".to_owned());
+            status.last_exit = Some(Exit { attempt: status.attempt, status: unknown, at: self.now });
+        }
+    }
+
+    /// No process lives.
+    fn idle(&mut self, want: Want) {
+        match want {
+            Want::Gone => {
+                if self.observed.attempts.is_empty() {
+                    self.plan.actions.push(Action::Remove);
+                }
+                self.enter(Phase::Stopped, "Deleted", String::new());
+            }
+            Want::Stop => {
+                self.forgive();
+                let message = self.plan.status.message.clone();
+                self.enter(Phase::Stopped, "Stopped", message);
+            }
+            Want::Run => self.start_when_due(),
+        }
+    }
+
+    fn start_when_due(&mut self) {
+        let spec = &self.instance.spec;
+        let asked = spec.started_at > self.plan.status.start_answered;
+        if asked || self.is_restart_due() || (self.plan.status.attempt > 0 && self.is_outdated()) {
+            self.forgive();
+        }
+        let status = &mut self.plan.status;
+        if status.done {
+            return;
+        }
+        if let Some(due) = status.next_start_at.max(status.breaker.open_until).filter(|due| *due > self.now) {
+            if status.phase != Phase::Backoff {
+                self.enter(Phase::Backoff, "BackOff", String::new());
+            }
+            self.wake(due);
+            return;
+        }
+        if !self.observed.recorded {
+            self.enter(Phase::Pending, "Recording", String::new());
+            return;
+        }
+        status.attempt += 1;
+        if status.attempt > 1 {
+            status.restarts += 1;
+        }
+        status.next_start_at = None;
+        status.started_at = None;
+        status.revision.clone_from(&spec.revision);
+        status.restarted_at = spec.restarted_at;
+        status.start_answered = spec.started_at;
+        breaker::started(&mut status.breaker);
+        let attempt = status.attempt;
+        self.plan.actions.push(Action::Spawn { attempt });
+        self.enter(Phase::Starting, "Starting", String::new());
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.plan.status.revision != self.instance.spec.revision
+    }
+
+    fn is_restart_due(&self) -> bool {
+        self.instance.spec.restarted_at > self.plan.status.restarted_at
+    }
+
+    /// Lets it start at once, as if nothing bad had ever happened.
+    fn forgive(&mut self) {
+        let status = &mut self.plan.status;
+        status.streak = 0;
+        status.failures = 0;
+        status.breaker = kinds::Breaker::default();
+        status.done = false;
+        status.next_start_at = None;
+    }
+
+    fn wake(&mut self, at: Timestamp) {
+        self.plan.wake_at = Some(self.plan.wake_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    fn enter(&mut self, phase: Phase, reason: &str, message: String) {
+        self.enter_at(phase, reason, message, self.now);
+    }
+
+    /// Publishes phase, reason and message; a phase or reason that is new goes into the history.
+    fn enter_at(&mut self, phase: Phase, reason: &str, message: String, at: Timestamp) {
+        let status = &mut self.plan.status;
+        if status.phase == phase && status.reason == reason && !status.history.is_empty() {
+            status.message = message;
+            return;
+        }
+        if status.history.len() >= InstanceStatus::HISTORY {
+            status.history.remove(0);
+        }
+        status.phase = phase;
+        reason.clone_into(&mut status.reason);
+        status.history.push(HistoryEntry { phase, at, reason: reason.to_owned(), message: message.clone() });
+        status.message = message;
+    }
+}
+
+/// The end of an attempt in words.
+pub fn describe(exit: &ExitStatus) -> String {
+    match exit {
+        ExitStatus::Code(code) => format!("exited with code {code}"),
+        ExitStatus::Signal(number) => format!("ended by {}", signal::name(*number)),
+        ExitStatus::Unknown(why) => format!("ended, exit code unknown: {why}"),
+        ExitStatus::Error(why) => why.clone(),
+    }
+}
+
+/// Whole milliseconds, so that people can read it.
+fn round(span: Span) -> Span {
+    Span::from_millis(span.as_micros().div_ceil(1000))
+}
+
+fn seed(uid: &str, attempt: u64) -> u64 {
+    uid.bytes().fold(attempt, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+#[path = "instance_tests.rs"]
+mod tests;

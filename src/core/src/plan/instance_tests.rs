@@ -1,0 +1,493 @@
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::kinds::{InstanceSpec, ProcessSpec};
+use crate::meta::Metadata;
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_micros(millis * 1000)
+}
+
+fn template(more: &serde_json::Value) -> Arc<ProcessSpec> {
+    let mut spec = json!({"command": ["x"], "backoff": {"jitter": 0.0}});
+    for (key, value) in more.as_object().unwrap() {
+        spec[key] = value.clone();
+    }
+    Arc::new(serde_json::from_value(spec).unwrap())
+}
+
+fn instance(more: &serde_json::Value) -> Instance {
+    let template = template(more);
+    Instance {
+        api_version: kinds::API_VERSION.to_owned(),
+        kind: "Instance".to_owned(),
+        metadata: Metadata { name: "web-0".to_owned(), uid: "u".to_owned(), ..Metadata::default() },
+        spec: InstanceSpec {
+            process: "web".to_owned(),
+            ordinal: 0,
+            revision: template.revision(),
+            stopped_at: None,
+            restarted_at: None,
+            started_at: None,
+            ports: std::collections::BTreeMap::new(),
+            template,
+        },
+        status: InstanceStatus::default(),
+    }
+}
+
+/// A world that does what it is told: one process at most, whose fate the test decides.
+struct World {
+    instance: Instance,
+    observed: Observed,
+    now: Timestamp,
+    /// Every attempt that was ever started.
+    spawned: Vec<(u64, Timestamp)>,
+    wake_at: Option<Timestamp>,
+    notes: Vec<&'static str>,
+    signals: Vec<i32>,
+    kills: u32,
+    removed: bool,
+}
+
+impl World {
+    fn new(more: &serde_json::Value) -> Self {
+        Self {
+            instance: instance(more),
+            observed: Observed { synced: true, recorded: true, ..Observed::default() },
+            now: at(1_000_000),
+            spawned: Vec::new(),
+            wake_at: None,
+            notes: Vec::new(),
+            signals: Vec::new(),
+            kills: 0,
+            removed: false,
+        }
+    }
+
+    /// Plans and acts until nothing is left to do now.
+    fn settle(&mut self) {
+        for _ in 0..20 {
+            let plan = plan(&self.instance, &self.observed, self.now);
+            self.instance.status = plan.status;
+            self.wake_at = plan.wake_at;
+            self.notes.extend(plan.notes.iter().map(|note| note.reason));
+            if plan.actions.is_empty() {
+                return;
+            }
+            for action in plan.actions {
+                self.act(&action);
+            }
+        }
+        panic!("the plan never comes to rest: {:?}", self.instance.status);
+    }
+
+    fn act(&mut self, action: &Action) {
+        match *action {
+            Action::Spawn { attempt } => {
+                assert!(self.observed.attempts.iter().all(|held| held.state.is_over()), "a second copy");
+                assert!(self.spawned.iter().all(|(number, _)| *number < attempt), "a number used twice");
+                self.spawned.push((attempt, self.now));
+                let identity = Identity { boot_id: "b".to_owned(), pid: 100 + attempt as i32, start_time: attempt };
+                self.observed.attempts.push(Attempt {
+                    number: attempt,
+                    identity: Some(identity),
+                    started_at: self.now,
+                    state: AttemptState::Running,
+                });
+            }
+            Action::Signal { attempt, signal } => {
+                self.observed.signalled = Some(attempt);
+                self.signals.push(signal);
+            }
+            Action::Kill { attempt } => {
+                self.observed.killed = Some(attempt);
+                self.kills += 1;
+            }
+            Action::Forget { attempt } => self.observed.attempts.retain(|held| held.number != attempt),
+            Action::Remove => {
+                assert!(self.observed.attempts.is_empty());
+                self.removed = true;
+                self.observed.synced = false;
+            }
+        }
+    }
+
+    fn end(&mut self, status: ExitStatus) {
+        let now = self.now;
+        let last = self.observed.attempts.last_mut().expect("something runs");
+        last.state = AttemptState::Ended { status, at: now, reboot: false };
+        self.settle();
+    }
+
+    fn fail_to_start(&mut self, kind: StartErrorKind) {
+        let now = self.now;
+        let last = self.observed.attempts.last_mut().expect("something runs");
+        last.identity = None;
+        last.state = AttemptState::FailedToStart(StartError { kind, message: "no".to_owned(), at: now });
+        self.settle();
+    }
+
+    fn advance_to_wake(&mut self) {
+        self.now = self.wake_at.expect("something is due");
+        self.settle();
+    }
+
+    fn phase(&self) -> (Phase, &str) {
+        (self.instance.status.phase, &self.instance.status.reason)
+    }
+}
+
+#[test]
+fn starts_once_and_then_rests() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    assert_eq!(world.phase(), (Phase::Running, "Running"));
+    assert_eq!(world.spawned.len(), 1);
+    assert_eq!(world.instance.status.pid, Some(101));
+    assert!(world.instance.status.ready);
+    let before = world.instance.status.clone();
+    world.now = at(2_000_000);
+    world.settle();
+    assert_eq!(world.instance.status, before);
+}
+
+#[test]
+fn nothing_is_decided_before_custody_has_reported() {
+    let mut world = World::new(&json!({}));
+    world.observed.synced = false;
+    world.settle();
+    assert!(world.spawned.is_empty());
+}
+
+#[test]
+fn nothing_starts_before_the_record_is_safe() {
+    let mut world = World::new(&json!({}));
+    world.observed.recorded = false;
+    world.settle();
+    assert!(world.spawned.is_empty());
+    assert_eq!(world.phase().0, Phase::Pending);
+    world.observed.recorded = true;
+    world.settle();
+    assert_eq!(world.spawned.len(), 1);
+}
+
+#[test]
+fn crashes_are_restarted_with_exact_growing_delays() {
+    let mut world = World::new(&json!({"backoff": {"initial": "1s", "factor": 2.0, "max": "5s", "jitter": 0.0}}));
+    world.settle();
+    for expected in [1000, 2000, 4000, 5000, 5000] {
+        let started = world.spawned.last().unwrap().1;
+        world.end(ExitStatus::Code(1));
+        assert_eq!(world.phase(), (Phase::Backoff, "Crashed"));
+        world.advance_to_wake();
+        assert_eq!(world.spawned.last().unwrap().1.since(started), Span::from_millis(expected));
+    }
+    assert_eq!(world.instance.status.restarts, 5);
+}
+
+#[test]
+fn what_ran_longer_than_its_delay_is_restarted_at_once() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    world.now = world.now + Span::from_secs(30);
+    world.end(ExitStatus::Signal(9));
+    assert_eq!(world.phase().0, Phase::Running);
+    assert_eq!(world.spawned.len(), 2);
+}
+
+#[test]
+fn a_stable_run_starts_the_count_anew() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    for _ in 0..3 {
+        world.end(ExitStatus::Code(1));
+        world.advance_to_wake();
+    }
+    assert_eq!(world.instance.status.streak, 3);
+    world.now = world.now + Span::from_secs(600);
+    world.end(ExitStatus::Code(1));
+    assert_eq!(world.instance.status.streak, 1);
+}
+
+#[test]
+fn policies_obey_codes_and_signals() {
+    use ExitStatus::{Code, Signal, Unknown};
+    for (policy, exit, restarted, end) in [
+        ("Always", Code(0), true, ""),
+        ("Always", Code(1), true, ""),
+        ("UnlessStopped", Code(0), true, ""),
+        ("OnFailure", Code(0), false, "Completed"),
+        ("OnFailure", Code(3), false, "Completed"),
+        ("OnFailure", Code(1), true, ""),
+        ("OnFailure", Signal(15), true, ""),
+        ("OnFailure", Unknown("x".to_owned()), true, ""),
+        ("Never", Code(0), false, "Completed"),
+        ("Never", Code(1), false, "Crashed"),
+        ("Never", Signal(9), false, "Crashed"),
+    ] {
+        let mut world = World::new(&json!({"restartPolicy": policy, "successExitCodes": [0, 3]}));
+        world.settle();
+        world.end(exit.clone());
+        if restarted {
+            assert_eq!(world.phase().0, Phase::Backoff, "{policy} {exit:?}");
+            world.advance_to_wake();
+            assert_eq!(world.spawned.len(), 2, "{policy} {exit:?}");
+        } else {
+            let phase = if end == "Completed" { Phase::Stopped } else { Phase::Failed };
+            assert_eq!(world.phase(), (phase, end), "{policy} {exit:?}");
+            assert_eq!(world.wake_at, None);
+        }
+    }
+}
+
+#[test]
+fn gives_up_after_exactly_max_retries() {
+    let mut world = World::new(&json!({"backoff": {"maxRetries": 3, "jitter": 0.0}}));
+    world.settle();
+    for _ in 0..3 {
+        world.end(ExitStatus::Code(1));
+        world.advance_to_wake();
+    }
+    world.end(ExitStatus::Code(1));
+    assert_eq!(world.phase(), (Phase::Failed, "RetriesExhausted"));
+    assert_eq!(world.spawned.len(), 4);
+    // A start by hand forgives.
+    world.instance.spec.started_at = Some(world.now);
+    world.settle();
+    assert_eq!((world.spawned.len(), world.phase().0), (5, Phase::Running));
+    assert_eq!(world.instance.status.failures, 0);
+}
+
+#[test]
+fn the_breaker_opens_tries_once_and_closes() {
+    let breaker = json!({"failures": 3, "window": "60s", "cooldown": "5m"});
+    let mut world =
+        World::new(&json!({"circuitBreaker": breaker, "backoff": {"initial": "0s", "jitter": 0.0}}));
+    world.settle();
+    for _ in 0..3 {
+        world.end(ExitStatus::Code(1));
+    }
+    assert_eq!(world.phase(), (Phase::Backoff, "CircuitOpen"));
+    let opened = world.now;
+    world.advance_to_wake();
+    assert_eq!(world.spawned.last().unwrap().1.since(opened), Span::from_secs(300));
+    // The trial fails: open again at once.
+    world.end(ExitStatus::Code(1));
+    assert_eq!(world.phase(), (Phase::Backoff, "CircuitOpen"));
+    world.advance_to_wake();
+    assert!(world.instance.status.breaker.half_open);
+    world.advance_to_wake();
+    assert!(world.instance.status.breaker.is_idle());
+    assert_eq!(world.notes.iter().filter(|reason| **reason == "CircuitOpen").count(), 2);
+    assert!(world.notes.contains(&"CircuitClosed"));
+}
+
+#[test]
+fn a_restart_by_hand_passes_an_open_breaker() {
+    let breaker = json!({"failures": 1, "window": "60s", "cooldown": "5m"});
+    let mut world = World::new(&json!({"circuitBreaker": breaker}));
+    world.settle();
+    world.end(ExitStatus::Code(1));
+    assert_eq!(world.phase(), (Phase::Backoff, "CircuitOpen"));
+    world.instance.spec.restarted_at = Some(world.now);
+    world.settle();
+    assert_eq!((world.phase().0, world.spawned.len()), (Phase::Running, 2));
+}
+
+#[test]
+fn trouble_at_the_start_is_told_apart() {
+    for (kind, retried) in [
+        (StartErrorKind::CommandNotFound, true),
+        (StartErrorKind::PermissionDenied, true),
+        (StartErrorKind::BadWorkingDirectory, true),
+        (StartErrorKind::ResourcesExhausted, true),
+        (StartErrorKind::Other, true),
+        (StartErrorKind::BadFormat, false),
+        (StartErrorKind::BadUser, false),
+    ] {
+        let mut world = World::new(&json!({}));
+        world.settle();
+        world.fail_to_start(kind);
+        let phase = if retried { Phase::Backoff } else { Phase::Failed };
+        assert_eq!(world.phase(), (phase, kind.reason()));
+        assert_eq!(world.wake_at.is_some(), retried);
+        assert_eq!(world.instance.status.failures, u32::from(kind != StartErrorKind::ResourcesExhausted));
+    }
+}
+
+#[test]
+fn a_corrected_spec_is_tried_at_once() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    world.fail_to_start(StartErrorKind::BadFormat);
+    assert_eq!(world.phase().0, Phase::Failed);
+    world.instance.spec.template = template(&json!({"command": ["y"]}));
+    world.instance.spec.revision = world.instance.spec.template.revision();
+    world.settle();
+    assert_eq!((world.phase().0, world.spawned.len()), (Phase::Running, 2));
+}
+
+#[test]
+fn a_stop_signals_waits_and_kills_at_the_deadline() {
+    let mut world = World::new(&json!({"stop": {"signal": "SIGINT", "gracePeriod": "3s"}}));
+    world.settle();
+    world.instance.spec.stopped_at = Some(world.now);
+    world.settle();
+    assert_eq!(world.phase(), (Phase::Stopping, "Stopped"));
+    assert_eq!((world.signals.as_slice(), world.kills), (&[2][..], 0));
+    assert_eq!(world.wake_at, Some(world.now + Span::from_secs(3)));
+    world.now = world.now + Span::from_millis(2999);
+    world.settle();
+    assert_eq!(world.kills, 0);
+    world.now = world.now + Span::from_millis(1);
+    world.settle();
+    assert_eq!(world.kills, 1);
+    world.end(ExitStatus::Signal(9));
+    assert_eq!(world.phase(), (Phase::Stopped, "Stopped"));
+    assert_eq!(world.instance.status.failures, 0);
+    world.instance.spec.stopped_at = None;
+    world.settle();
+    assert_eq!((world.phase().0, world.spawned.len()), (Phase::Running, 2));
+}
+
+#[test]
+fn a_controller_that_comes_back_in_the_middle_of_a_stop_keeps_the_deadline() {
+    let mut world = World::new(&json!({"stop": {"gracePeriod": "3s"}}));
+    world.settle();
+    world.instance.spec.stopped_at = Some(world.now);
+    world.settle();
+    world.observed.signalled = None;
+    world.now = world.now + Span::from_secs(2);
+    world.settle();
+    assert_eq!((world.signals.len(), world.kills), (2, 0));
+    world.now = world.now + Span::from_secs(1);
+    world.settle();
+    assert_eq!(world.kills, 1);
+}
+
+#[test]
+fn processes_left_behind_are_stopped_before_the_next_start() {
+    let mut world = World::new(&json!({"backoff": {"initial": "0s"}}));
+    world.settle();
+    world.observed.attempts[0].state = AttemptState::LeaderExited { status: ExitStatus::Code(1), survivors: 2 };
+    world.settle();
+    assert_eq!(world.phase(), (Phase::Stopping, "LeaderExited"));
+    assert_eq!((world.signals.len(), world.spawned.len()), (1, 1));
+    world.end(ExitStatus::Code(1));
+    assert_eq!((world.phase().0, world.spawned.len()), (Phase::Running, 2));
+    assert_eq!(world.instance.status.last_exit.as_ref().unwrap().status, ExitStatus::Code(1));
+}
+
+#[test]
+fn a_hundred_restarts_never_make_a_second_copy() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    for _ in 0..100 {
+        world.now = world.now + Span::from_millis(1);
+        world.instance.spec.restarted_at = Some(world.now);
+        world.settle();
+    }
+    assert_eq!(world.signals.len(), 1);
+    world.end(ExitStatus::Signal(15));
+    assert_eq!((world.phase().0, world.spawned.len()), (Phase::Running, 2));
+}
+
+#[test]
+fn a_deletion_stops_forgets_and_removes() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    world.instance.metadata.deletion_timestamp = Some(world.now);
+    world.instance.metadata.deletion_grace_period_seconds = Some(0);
+    world.settle();
+    assert_eq!((world.signals.len(), world.kills, world.removed), (0, 1, false));
+    world.end(ExitStatus::Signal(9));
+    assert!(world.removed);
+}
+
+#[test]
+fn a_reboot_is_lost_not_failed_and_starts_again() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    let unknown = ExitStatus::Unknown("rebooted".to_owned());
+    world.observed.attempts[0].state = AttemptState::Ended { status: unknown, at: world.now, reboot: true };
+    world.settle();
+    assert_eq!((world.phase().0, world.spawned.len()), (Phase::Running, 2));
+    assert!(world.instance.status.history.iter().any(|entry| entry.phase == Phase::Lost));
+    assert_eq!(world.instance.status.failures, 0);
+}
+
+#[test]
+fn an_attempt_that_custody_never_saw_is_spent() {
+    let mut world = World::new(&json!({}));
+    world.instance.status.attempt = 4;
+    world.instance.status.ended_attempt = 3;
+    world.instance.status.revision = world.instance.spec.revision.clone();
+    world.settle();
+    assert_eq!(world.spawned.last().unwrap().0, 5);
+}
+
+#[test]
+fn a_lost_status_is_recovered_from_custody() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    // The status after the start was never written; custody knows better.
+    world.instance.status = InstanceStatus { revision: world.instance.spec.revision.clone(), ..InstanceStatus::default() };
+    world.settle();
+    assert_eq!((world.spawned.len(), world.instance.status.attempt), (1, 1));
+    assert_eq!(world.phase().0, Phase::Running);
+}
+
+#[test]
+fn the_history_is_bounded_and_tells_the_latest() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    for _ in 0..20 {
+        world.end(ExitStatus::Code(1));
+        world.advance_to_wake();
+    }
+    let history = &world.instance.status.history;
+    assert_eq!(history.len(), InstanceStatus::HISTORY);
+    assert_eq!(history.last().unwrap().phase, Phase::Running);
+}
+
+proptest! {
+    /// Whatever happens, there is never a second copy (asserted in the world), the plan comes to rest, and a stop asked
+    /// for in the end leaves nothing running.
+    #[test]
+    fn any_life_has_one_copy_and_can_be_ended(steps in prop::collection::vec(0_u8..9, 1..60), policy in 0_usize..4) {
+        let policy = ["Always", "OnFailure", "Never", "UnlessStopped"][policy];
+        let breaker = json!({"failures": 2});
+        let mut world = World::new(&json!({"restartPolicy": policy, "circuitBreaker": breaker}));
+        world.settle();
+        for step in steps {
+            world.now = world.now + Span::from_millis(700);
+            let runs = world.observed.attempts.last().is_some_and(|held| !held.state.is_over());
+            match step {
+                0 if runs => world.end(ExitStatus::Code(1)),
+                1 if runs => world.end(ExitStatus::Code(0)),
+                2 if runs => world.observed.attempts.last_mut().unwrap().state =
+                    AttemptState::LeaderExited { status: ExitStatus::Code(2), survivors: 1 },
+                3 => world.instance.spec.restarted_at = Some(world.now),
+                4 => world.instance.spec.stopped_at = Some(world.now),
+                5 => { world.instance.spec.stopped_at = None; world.instance.spec.started_at = Some(world.now); }
+                6 => world.now = world.now + Span::from_secs(400),
+                7 => { world.observed.signalled = None; world.observed.killed = None; }
+                _ => { world.instance.spec.template = template(&json!({"env": [{"name": "A", "value": step.to_string()}]}));
+                       world.instance.spec.revision = world.instance.spec.template.revision(); }
+            }
+            world.settle();
+            let live = world.observed.attempts.iter().filter(|held| !held.state.is_over()).count();
+            prop_assert!(live <= 1);
+        }
+        world.instance.spec.stopped_at = Some(world.now);
+        world.settle();
+        if world.observed.attempts.last().is_some_and(|held| !held.state.is_over()) {
+            world.end(ExitStatus::Signal(15));
+        }
+        prop_assert_eq!(world.phase(), (Phase::Stopped, "Stopped"));
+    }
+}

@@ -1,0 +1,108 @@
+//! Kubernetes quantities of bytes: `512Mi`, `10M`, `65536`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bytes(pub u64);
+
+const SUFFIXES: [(&str, u64); 10] = [
+    ("Ti", 1 << 40),
+    ("Gi", 1 << 30),
+    ("Mi", 1 << 20),
+    ("Ki", 1 << 10),
+    ("T", 1_000_000_000_000),
+    ("G", 1_000_000_000),
+    ("M", 1_000_000),
+    ("K", 1000),
+    ("k", 1000),
+    ("", 1),
+];
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (suffix, unit) = SUFFIXES[..4]
+            .iter()
+            .find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit))
+            .unwrap_or(&("", 1));
+        write!(f, "{}{suffix}", self.0 / unit)
+    }
+}
+
+impl FromStr for Bytes {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not an amount of bytes; write it as 65536, 10Mi or 2G");
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let suffix = &text[digits.len()..];
+        let (_, unit) = SUFFIXES.iter().find(|(name, _)| *name == suffix).ok_or_else(wrong)?;
+        if let Ok(whole) = digits.parse::<u64>() {
+            return whole.checked_mul(*unit).map(Self).ok_or_else(wrong);
+        }
+        let value: f64 = digits.parse().map_err(|_| wrong())?;
+        let bytes = value * *unit as f64;
+        if !bytes.is_finite() || bytes < 0.0 || bytes >= 9e18 { Err(wrong()) } else { Ok(Self(bytes.ceil() as u64)) }
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Amount;
+        impl Visitor<'_> for Amount {
+            type Value = Bytes;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an amount of bytes such as 10Mi")
+            }
+            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Bytes, E> {
+                Ok(Bytes(bytes))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Bytes, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Amount)
+    }
+}
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Bytes {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Quantity".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?(Ki|Mi|Gi|Ti|k|K|M|G|T)?$"}],
+            "description": "An amount of bytes: a number, or a number with Ki, Mi, Gi, Ti (powers of 1024) or k, M, G, T (powers of 1000)."})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_read_what_they_write() {
+        for (text, bytes) in [("10Mi", 10 << 20), ("1Gi", 1 << 30), ("65537", 65537), ("64Ki", 65536), ("0", 0)] {
+            assert_eq!(text.parse(), Ok(Bytes(bytes)));
+            assert_eq!(Bytes(bytes).to_string(), text);
+        }
+        assert_eq!("1.5Ki".parse(), Ok(Bytes(1536)));
+        assert_eq!("2M".parse(), Ok(Bytes(2_000_000)));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for text in ["", "Mi", "10MiB", "-1", "1e300", "nan", "99999999Ti", "inf"] {
+            assert!(text.parse::<Bytes>().is_err(), "{text}");
+        }
+    }
+}

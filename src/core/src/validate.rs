@@ -1,0 +1,206 @@
+//! What types cannot say: rules over values. Every violation is reported, not only the first.
+
+use std::collections::BTreeSet;
+
+use crate::kinds::{Kind, Port, PortNumber, Process, ProcessSpec};
+use crate::meta::Metadata;
+use crate::time::Span;
+use crate::{name, signal};
+
+/// One violation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    /// Path from the top of the object: `spec.ports[1].port`.
+    pub field: String,
+    /// What is wrong and what is right.
+    pub message: String,
+}
+
+struct Findings(Vec<FieldError>);
+
+impl Findings {
+    fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.0.push(FieldError { field: field.into(), message: message.into() });
+    }
+
+    fn check(&mut self, field: impl Into<String>, result: Result<(), String>) {
+        if let Err(message) = result {
+            self.add(field, message);
+        }
+    }
+}
+
+/// Checks names, labels and annotations.
+pub fn metadata(metadata: &Metadata, kind: Kind) -> Vec<FieldError> {
+    let mut found = Findings(Vec::new());
+    if metadata.name.is_empty() {
+        found.add("metadata.name", "a name is needed");
+    } else {
+        found.check("metadata.name", name::dns_label(&metadata.name));
+    }
+    if kind.is_namespaced() {
+        if !metadata.namespace.is_empty() {
+            found.check("metadata.namespace", name::dns_label(&metadata.namespace));
+        }
+    } else if !metadata.namespace.is_empty() {
+        found.add("metadata.namespace", format!("a {kind} lives in no namespace"));
+    }
+    for (key, value) in &metadata.labels {
+        found.check(format!("metadata.labels.{key}"), name::qualified(key).and_then(|()| name::label_value(value)));
+    }
+    let mut size = 0;
+    for (key, value) in &metadata.annotations {
+        found.check(format!("metadata.annotations.{key}"), name::qualified(key));
+        size += key.len() + value.len();
+    }
+    if size > 256 << 10 {
+        found.add("metadata.annotations", "annotations may have 256 KiB in all");
+    }
+    found.0
+}
+
+/// Checks a whole Process.
+pub fn process(process: &Process) -> Vec<FieldError> {
+    let mut found = Findings(metadata(&process.metadata, Kind::Process));
+    // The name of an instance, which adds a dash and up to four digits, has to be a DNS label too.
+    if process.metadata.name.len() > 58 {
+        found.add("metadata.name", "the name of a Process may have 58 characters, so that those of its instances fit");
+    }
+    spec(&process.spec, &mut found);
+    found.0
+}
+
+fn spec(spec: &ProcessSpec, found: &mut Findings) {
+    if spec.replicas() > 10_000 {
+        found.add("spec.replicas", "at most 10000");
+    }
+    if spec.command.first().is_none_or(String::is_empty) {
+        found.add("spec.command", "a program is needed, such as command: [\"python3\", \"-m\", \"http.server\"]");
+    }
+    for (field, words) in [("command", &spec.command), ("args", &spec.args)] {
+        for (index, word) in words.iter().enumerate() {
+            if word.contains('\0') {
+                found.add(format!("spec.{field}[{index}]"), "must not contain a NUL character");
+            }
+        }
+    }
+    if !spec.working_dir.is_empty() && !spec.working_dir.starts_with('/') {
+        found.add("spec.workingDir", "must be absolute once it reaches the daemon");
+    }
+    let mut names = BTreeSet::new();
+    for (index, variable) in spec.env.iter().enumerate() {
+        let field = format!("spec.env[{index}].name");
+        found.check(&field, name::variable(&variable.name));
+        if variable.value.contains('\0') {
+            found.add(format!("spec.env[{index}].value"), "must not contain a NUL character");
+        }
+        if !names.insert(&variable.name) {
+            found.add(&field, format!("{} is given twice", variable.name));
+        }
+        if reserved(&variable.name) {
+            found.add(&field, format!("{} is set by Ostler", variable.name));
+        }
+    }
+    for (index, variable) in spec.inherit_env.iter().enumerate() {
+        found.check(format!("spec.inheritEnv[{index}]"), name::variable(variable));
+    }
+    ports(spec, found);
+    for (field, value) in [("user", &spec.user), ("group", &spec.group)] {
+        if value.as_ref().is_some_and(|text| text.is_empty() || text.contains(['\0', ':'])) {
+            found.add(format!("spec.{field}"), format!("must be the name or the number of a {field}"));
+        }
+    }
+    let backoff = &spec.backoff;
+    if !(1.0..=100.0).contains(&backoff.factor) {
+        found.add("spec.backoff.factor", "from 1 to 100");
+    }
+    if !(0.0..=1.0).contains(&backoff.jitter) {
+        found.add("spec.backoff.jitter", "from 0 to 1");
+    }
+    if backoff.initial > backoff.max {
+        found.add("spec.backoff.initial", format!("must not be longer than max ({})", backoff.max));
+    }
+    if let Some(breaker) = &spec.circuit_breaker {
+        if !(1..=100).contains(&breaker.failures) {
+            found.add("spec.circuitBreaker.failures", "from 1 to 100");
+        }
+        if breaker.window == Span::ZERO {
+            found.add("spec.circuitBreaker.window", "must not be zero");
+        }
+    }
+    if spec.success_exit_codes.is_empty() {
+        found.add("spec.successExitCodes", "at least one code; 0 is the default");
+    }
+    found.check("spec.stop.signal", signal::parse(&spec.stop.signal).map(drop));
+    if spec.stop.grace_period > Span::from_secs(86_400) {
+        found.add("spec.stop.gracePeriod", "at most 24h");
+    }
+    if spec.logs.max_size.0 < 4096 {
+        found.add("spec.logs.maxSize", "at least 4Ki");
+    }
+    if spec.logs.max_files == 1 {
+        found.add("spec.logs.maxFiles", "at least 2, so that a rotation keeps what was just written; or 0 for all");
+    }
+}
+
+fn reserved(variable: &str) -> bool {
+    variable == "PORT" || variable.starts_with("PORT_") || variable.starts_with("OSTLER_")
+}
+
+fn ports(spec: &ProcessSpec, found: &mut Findings) {
+    let mut names = BTreeSet::new();
+    let mut numbers = BTreeSet::new();
+    for (index, Port { name, port }) in spec.ports.iter().enumerate() {
+        found.check(format!("spec.ports[{index}].name"), name::dns_label(name));
+        if !names.insert(name) {
+            found.add(format!("spec.ports[{index}].name"), format!("{name} is given twice"));
+        }
+        let PortNumber::Fixed(number) = port else { continue };
+        if !numbers.insert(number) {
+            found.add(format!("spec.ports[{index}].port"), format!("{number} is given twice"));
+        }
+        if spec.replicas() > 1 {
+            let message = format!("{} instances cannot share port {number}; use port: auto", spec.replicas());
+            found.add(format!("spec.ports[{index}].port"), message);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::decode;
+    use serde_json::json;
+
+    fn fields(spec: &serde_json::Value) -> Vec<String> {
+        let object = json!({"apiVersion": "ostler.dev/v1", "kind": "Process", "metadata": {"name": "web"}, "spec": spec});
+        process(&decode(&object).unwrap()).into_iter().map(|error| error.field).collect()
+    }
+
+    #[test]
+    fn a_plain_process_is_valid() {
+        assert!(fields(&json!({"command": ["sleep", "1"], "ports": [{"name": "http", "port": 80}]})).is_empty());
+    }
+
+    #[test]
+    fn every_violation_is_reported_with_its_place() {
+        let found = fields(&json!({
+            "replicas": 3, "command": [""], "workingDir": "here",
+            "env": [{"name": "A"}, {"name": "A"}, {"name": "PORT"}, {"name": "x=y"}],
+            "ports": [{"name": "http", "port": 80}, {"name": "http", "port": "auto"}, {"name": "Not", "port": "auto"}],
+            "backoff": {"factor": 0.5, "jitter": 2.0, "initial": "10m"},
+            "circuitBreaker": {"failures": 0, "window": "0s"},
+            "stop": {"signal": "SIGTREM"}, "logs": {"maxSize": 10, "maxFiles": 1}, "successExitCodes": [],
+        }));
+        assert_eq!(
+            found,
+            [
+                "spec.command", "spec.workingDir", "spec.env[1].name", "spec.env[2].name", "spec.env[3].name",
+                "spec.ports[0].port", "spec.ports[1].name", "spec.ports[2].name", "spec.backoff.factor",
+                "spec.backoff.jitter", "spec.backoff.initial", "spec.circuitBreaker.failures",
+                "spec.circuitBreaker.window", "spec.successExitCodes", "spec.stop.signal", "spec.logs.maxSize",
+                "spec.logs.maxFiles",
+            ]
+        );
+    }
+}
