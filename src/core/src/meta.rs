@@ -89,6 +89,13 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl Metadata {
+    /// Takes note that `manager` applied the object at `now`.
+    pub fn applied_by(&mut self, manager: &str, now: Timestamp) {
+        let entry = ManagedFields { manager: manager.to_owned(), operation: "Apply".to_owned(), time: Some(now) };
+        self.managed_fields.retain(|known| known.manager != manager || known.operation != entry.operation);
+        self.managed_fields.push(entry);
+    }
+
     /// Whether deletion was asked for.
     pub fn is_deleting(&self) -> bool {
         self.deletion_timestamp.is_some()

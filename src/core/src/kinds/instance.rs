@@ -268,6 +268,8 @@ pub enum StopReason {
     Deleted,
     /// Its leader ended by itself and left processes behind.
     LeaderExited,
+    /// The daemon ends and takes it along; it is started again with the daemon.
+    Shutdown,
 }
 
 impl StopReason {
@@ -279,6 +281,7 @@ impl StopReason {
             Self::Replaced => "Replaced",
             Self::Deleted => "Deleted",
             Self::LeaderExited => "LeaderExited",
+            Self::Shutdown => "Shutdown",
         }
     }
 }

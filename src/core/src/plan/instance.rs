@@ -26,6 +26,8 @@ pub struct Observed {
     pub signalled: Option<u64>,
     /// The attempt that was killed by this controller.
     pub killed: Option<u64>,
+    /// The daemon ends and takes its processes along: stop, and be gone by then, whatever the spec says.
+    pub shutdown: Option<Timestamp>,
     /// The attempts in custody, by rising number.
     pub attempts: Vec<Attempt>,
 }
@@ -213,7 +215,7 @@ impl Planner<'_> {
         self.record_ends();
         let want = if self.instance.metadata.is_deleting() {
             Want::Gone
-        } else if self.instance.spec.stopped_at.is_some() {
+        } else if self.instance.spec.stopped_at.is_some() || self.observed.shutdown.is_some() {
             Want::Stop
         } else {
             Want::Run
@@ -371,6 +373,7 @@ impl Planner<'_> {
         }
         let reason = match (want, &attempt.state) {
             (Want::Gone, _) => Some(StopReason::Deleted),
+            (Want::Stop, _) if self.instance.spec.stopped_at.is_none() => Some(StopReason::Shutdown),
             (Want::Stop, _) => Some(StopReason::Stopped),
             (Want::Run, AttemptState::LeaderExited { .. }) => Some(StopReason::LeaderExited),
             (Want::Run, _) if self.is_outdated() => Some(StopReason::Replaced),
@@ -420,6 +423,9 @@ impl Planner<'_> {
             stopping.reason = reason;
         }
         stopping.kill_at = stopping.kill_at.min(stopping.since + grace);
+        if let Some(deadline) = self.observed.shutdown {
+            stopping.kill_at = stopping.kill_at.min(deadline);
+        }
         let Stopping { reason, kill_at, .. } = stopping.clone();
         let number = attempt.number;
         if now >= kill_at {
@@ -482,11 +488,13 @@ impl Planner<'_> {
                 }
                 self.enter(Phase::Stopped, "Deleted", String::new());
             }
-            Want::Stop => {
+            Want::Stop if self.instance.spec.stopped_at.is_some() => {
                 self.forgive();
                 let message = self.plan.status.message.clone();
                 self.enter(Phase::Stopped, "Stopped", message);
             }
+            // What waits or gave up goes on with that when the daemon is back.
+            Want::Stop => {}
             Want::Run => self.start_when_due(),
         }
     }

@@ -409,6 +409,23 @@ fn a_deletion_stops_forgets_and_removes() {
 }
 
 #[test]
+fn a_shutdown_stops_by_its_deadline_and_is_no_stop_by_hand() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    world.observed.shutdown = Some(world.now + Span::from_secs(2));
+    world.settle();
+    assert_eq!(world.phase(), (Phase::Stopping, "Shutdown"));
+    assert_eq!(world.wake_at, world.observed.shutdown);
+    world.advance_to_wake();
+    assert_eq!(world.kills, 1);
+    world.end(ExitStatus::Signal(9));
+    assert_eq!(world.phase(), (Phase::Stopped, "Shutdown"));
+    world.observed.shutdown = None;
+    world.settle();
+    assert_eq!((world.phase().0, world.spawned.len()), (Phase::Running, 2));
+}
+
+#[test]
 fn a_reboot_is_lost_not_failed_and_starts_again() {
     let mut world = World::new(&json!({}));
     world.settle();

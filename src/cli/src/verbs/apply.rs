@@ -1,0 +1,182 @@
+//! `ostler apply`: makes the daemon's objects what the manifests say.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ostler_manifest::Document;
+use ostler_rpc::v1;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::client::{Client, selector, show};
+use crate::conditions::settled;
+use crate::ctx::Ctx;
+use crate::documents::{FileArgs, encode, locate};
+use crate::duration;
+use crate::error::Error;
+use crate::exit::Exit;
+use crate::kinds::Kind;
+use crate::watch::{Change, Watcher};
+
+/// Create or update objects from manifests
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+All objects are written, or none when one of them is invalid. What is already as asked for
+is not touched; use `ostler diff` to see what would happen to running processes, or -v to
+see what will.
+
+Examples:
+  ostler apply -f web.yaml
+  ostler apply -f manifests -R --wait --timeout 30s
+  generate | ostler apply -f - --dry-run")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    files: FileArgs,
+    /// Check and report, change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Wait until every applied process is ready
+    #[arg(long, conflicts_with = "dry_run")]
+    wait: bool,
+    /// How long to wait; 0: for ever
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration::parse, requires = "wait")]
+    timeout: Duration,
+}
+
+pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
+    let documents = args.files.load(&ctx.settings)?;
+    let mut client = Client::connect(&ctx.settings).await?;
+    let answer = send(&mut client, &documents, args.dry_run).await?;
+    report(ctx, &answer, args.dry_run)?;
+    if args.wait {
+        wait_ready(ctx, &answer, args.timeout).await?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Applies documents; errors name their places in the files.
+pub(crate) async fn send(
+    client: &mut Client,
+    documents: &[Document],
+    dry_run: bool,
+) -> Result<v1::ApplyResponse, Error> {
+    let request = v1::ApplyRequest { objects: encode(documents), dry_run, field_manager: "ostler apply".into() };
+    let mut api = client.api.clone();
+    client.once(api.apply(request)).await.map_err(|error| locate(error, documents))
+}
+
+/// One line per object, and with -v what happens to running things.
+pub(crate) fn report(ctx: &mut Ctx, answer: &v1::ApplyResponse, dry_run: bool) -> Result<(), Error> {
+    let suffix = if dry_run { " (dry run)" } else { "" };
+    for applied in &answer.results {
+        let name = applied.object.as_ref().map(show).unwrap_or_default();
+        let word = match applied.result() {
+            v1::applied::Result::Created => "created",
+            v1::applied::Result::Configured => "configured",
+            v1::applied::Result::Unchanged => "unchanged",
+            v1::applied::Result::Unspecified => "applied",
+        };
+        writeln!(ctx.out, "{name} {word}{suffix}")?;
+        if ctx.settings.verbose > 0 {
+            for line in effects(&applied.effects) {
+                writeln!(ctx.out, "  {line}")?;
+            }
+        }
+    }
+    ctx.out.flush()?;
+    Ok(())
+}
+
+/// "will restart web-0, web-1 (spec.command changed)": one line for instances that share what happens, and why.
+pub(crate) fn effects(effects: &[v1::Effect]) -> Vec<String> {
+    let mut groups: Vec<(v1::effect::Kind, &str, Vec<&str>)> = Vec::new();
+    for effect in effects {
+        let kind = effect.kind();
+        match groups.iter_mut().find(|(other, why, _)| *other == kind && *why == effect.why) {
+            Some((_, _, names)) => names.push(&effect.instance),
+            None => groups.push((kind, &effect.why, vec![&effect.instance])),
+        }
+    }
+    groups
+        .into_iter()
+        .map(|(kind, why, names)| {
+            let verb = match kind {
+                v1::effect::Kind::Start => "start",
+                v1::effect::Kind::Restart => "restart",
+                v1::effect::Kind::Stop => "stop",
+                v1::effect::Kind::Unspecified => "touch",
+            };
+            let rest = names.len().saturating_sub(10);
+            let mut list = names.into_iter().take(10).collect::<Vec<_>>().join(", ");
+            if rest > 0 {
+                list = format!("{list} and {rest} more");
+            }
+            let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
+            format!("will {verb} {list}{why}")
+        })
+        .collect()
+}
+
+/// Waits until every Process of an answer is what its spec asks for.
+pub(crate) async fn wait_ready(ctx: &mut Ctx, answer: &v1::ApplyResponse, timeout: Duration) -> Result<(), Error> {
+    let deadline = (!timeout.is_zero()).then(|| Instant::now() + timeout);
+    let mut namespaces: Vec<(String, BTreeSet<String>)> = Vec::new();
+    let processes = answer.results.iter().filter_map(|applied| applied.object.as_ref());
+    for object in processes.filter(|object| object.kind == Kind::Process.name()) {
+        match namespaces.iter_mut().find(|(namespace, _)| *namespace == object.namespace) {
+            Some((_, names)) => {
+                names.insert(object.name.clone());
+            }
+            None => namespaces.push((object.namespace.clone(), BTreeSet::from([object.name.clone()]))),
+        }
+    }
+    for (namespace, mut pending) in namespaces {
+        let wanted = v1::Selector { names: pending.iter().cloned().collect(), ..selector(Kind::Process, &namespace) };
+        let mut watcher = Watcher::new(&ctx.settings, wanted);
+        while !pending.is_empty() {
+            let names = pending.iter().cloned().collect::<Vec<_>>().join(", ");
+            ctx.progress(&format!("waiting for {names}"))?;
+            let change = match deadline {
+                None => watcher.next().await?,
+                Some(deadline) => tokio::time::timeout_at(deadline, watcher.next()).await.map_err(|_| {
+                    Error::Timeout(format!("waiting for {names} to be ready; see ostler describe process/NAME"))
+                })??,
+            };
+            match change {
+                Change::Present(seen) => {
+                    let object: Value = serde_json::from_slice(&seen.json)?;
+                    if settled(&object) && pending.remove(&seen.name) {
+                        ctx.line(format_args!("process/{} ready", seen.name))?;
+                    }
+                }
+                Change::Gone(seen) if pending.contains(&seen.name) => {
+                    return Err(Error::failed(format!("process/{} was deleted meanwhile", seen.name), ""));
+                }
+                Change::Gone(_) | Change::Synced => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn effects_with_one_reason_share_a_line() {
+        let effect = |kind: v1::effect::Kind, instance: &str, why: &str| v1::Effect {
+            kind: kind.into(),
+            instance: instance.into(),
+            why: why.into(),
+        };
+        let lines = effects(&[
+            effect(v1::effect::Kind::Restart, "web-0", "spec.command changed"),
+            effect(v1::effect::Kind::Restart, "web-1", "spec.command changed"),
+            effect(v1::effect::Kind::Start, "web-2", ""),
+        ]);
+        assert_eq!(lines, ["will restart web-0, web-1 (spec.command changed)", "will start web-2"]);
+        let many: Vec<_> = (0..12).map(|i| effect(v1::effect::Kind::Stop, &format!("w-{i}"), "")).collect();
+        assert!(effects(&many)[0].ends_with("w-9 and 2 more"));
+    }
+}

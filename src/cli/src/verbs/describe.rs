@@ -1,0 +1,376 @@
+//! `ostler describe`: everything about an object on one page.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use ostler_rpc::v1;
+use serde_json::Value;
+
+use crate::client::{Client, selector};
+use crate::ctx::Ctx;
+use crate::duration::age;
+use crate::error::Error;
+use crate::exit::Exit;
+use crate::kinds::Kind;
+use crate::output::jsonpath::text;
+use crate::output::rows::{self, Columns};
+use crate::output::table::{Cell, Printer, row};
+use crate::targets;
+use crate::views;
+
+/// Show everything about objects, with their events
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  ostler describe process/web
+  ostler describe instance web-0")]
+pub(crate) struct Args {
+    /// KIND NAME…, KIND/NAME… or KIND
+    #[arg(required = true, value_name = "TARGET")]
+    targets: Vec<String>,
+    /// Those with these labels
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    selector: Option<String>,
+}
+
+/// So many events are shown, the latest.
+const EVENTS: usize = 20;
+
+pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
+    let namespace = ctx.settings.namespace().to_owned();
+    let mut client = Client::connect(&ctx.settings).await?;
+    let mut first = true;
+    for target in targets::parse(&args.targets)? {
+        let mut objects = Vec::new();
+        if target.names.is_empty() {
+            let wanted =
+                v1::Selector { labels: args.selector.clone().unwrap_or_default(), ..selector(target.kind, &namespace) };
+            objects = client.list(wanted).await?;
+        }
+        for name in &target.names {
+            objects.push(client.get(target.kind, &namespace, name).await?);
+        }
+        for object in objects {
+            if !std::mem::take(&mut first) {
+                writeln!(ctx.out, "\n")?;
+            }
+            let page = page(&mut client, target.kind, &object).await?;
+            ctx.out.write_all(page.as_bytes())?;
+        }
+    }
+    if first {
+        ctx.note("No resources found")?;
+    }
+    Ok(Exit::Ok)
+}
+
+async fn page(client: &mut Client, kind: Kind, object: &v1::Object) -> Result<String, Error> {
+    let now = Timestamp::now();
+    let value: Value = serde_json::from_slice(&object.json)?;
+    let meta = views::parse::<views::Bare>(&object.json)?.metadata;
+    let namespace = meta.namespace.clone().unwrap_or_default();
+    let mut page = Page::default();
+    page.identity(&meta, now);
+    match kind {
+        Kind::Process => {
+            page.process(&value);
+            page.conditions(&value, now);
+            let wanted =
+                v1::Selector { fields: format!("owner={}", meta.name()), ..selector(Kind::Instance, &namespace) };
+            page.table(Kind::Instance, "Instances", &client.list(wanted).await?, now)?;
+        }
+        Kind::Instance => {
+            page.instance(&value, now);
+            page.conditions(&value, now);
+            page.history(&value, now)?;
+            page.line("Logs", format_args!("ostler logs -n {namespace} {}", meta.name()));
+        }
+        Kind::Namespace => page.field("Status", &value["status"]["phase"]),
+        Kind::Event => {
+            for field in ["type", "reason", "message", "count", "firstTimestamp", "lastTimestamp"] {
+                page.field(field, &value[field]);
+            }
+            page.field(
+                "Object",
+                &format!("{}/{}", text(&value["involvedObject"]["kind"]), text(&value["involvedObject"]["name"]))
+                    .into(),
+            );
+            return Ok(page.text);
+        }
+    }
+    let fields = format!("involvedObject.kind={},involvedObject.name={}", kind.name(), meta.name());
+    let mut events = client.list(v1::Selector { fields, ..selector(Kind::Event, &namespace) }).await?;
+    let last = |object: &v1::Object| {
+        views::parse::<views::Event>(&object.json).ok().and_then(|event| event.last().map(str::to_owned))
+    };
+    events.sort_by_key(last);
+    let skip = events.len().saturating_sub(EVENTS);
+    page.table(Kind::Event, "Events", &events[skip..], now)?;
+    Ok(page.text)
+}
+
+/// Text that grows by sections.
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn line(&mut self, name: &str, value: impl std::fmt::Display) {
+        let _ = writeln!(self.text, "{:<16}{value}", format!("{name}:"));
+    }
+
+    /// A line, unless there is nothing to say.
+    fn field(&mut self, name: &str, value: &Value) {
+        if !value.is_null() {
+            self.line(name, text(value));
+        }
+    }
+
+    fn identity(&mut self, meta: &views::Metadata, now: Timestamp) {
+        self.line("Name", meta.name());
+        if let Some(namespace) = &meta.namespace {
+            self.line("Namespace", namespace);
+        }
+        let indent = format!("\n{:16}", "");
+        self.line("Labels", views::pairs(meta.labels.as_ref(), &indent).unwrap_or_else(|| "<none>".into()));
+        self.line("Annotations", views::pairs(meta.annotations.as_ref(), &indent).unwrap_or_else(|| "<none>".into()));
+        if let Some(created) = &meta.creation_timestamp {
+            self.line("Created", format_args!("{created} ({} ago)", age(Some(created), now)));
+        }
+        if let Some(deleted) = &meta.deletion_timestamp {
+            self.line("Deleting", format_args!("since {deleted} ({})", age(Some(deleted), now)));
+        }
+        if let Some(generation) = meta.generation.filter(|generation| *generation > 0) {
+            self.line("Generation", generation);
+        }
+    }
+
+    /// What is run, from the spec of a Process or the template of an Instance.
+    fn template(&mut self, spec: &Value) {
+        let words = |value: &Value| -> Vec<String> { value.as_array().into_iter().flatten().map(text).collect() };
+        let mut command = words(&spec["command"]);
+        command.extend(words(&spec["args"]));
+        self.line("Command", rows::command(Some(&command)));
+        self.field("Directory", &spec["workingDir"]);
+        self.field("User", &spec["user"]);
+        self.field("Group", &spec["group"]);
+        let pairs = |value: &Value, of: &str| -> Vec<String> {
+            let items = value.as_array().into_iter().flatten();
+            items.map(|item| format!("{}={}", text(&item["name"]), text(&item[of]))).collect()
+        };
+        let env = pairs(&spec["env"], "value");
+        if !env.is_empty() {
+            self.line("Environment", env.join(&format!("\n{:16}", "")));
+        }
+        let inherited = words(&spec["inheritEnv"]);
+        if !inherited.is_empty() {
+            self.line("Inherited", inherited.join(", "));
+        }
+        let ports = pairs(&spec["ports"], "port");
+        if !ports.is_empty() {
+            self.line("Ports", ports.join(", "));
+        }
+        self.field("Restart policy", &spec["restartPolicy"]);
+        let backoff = &spec["backoff"];
+        if backoff.is_object() {
+            let retries = match &backoff["maxRetries"] {
+                Value::Null => String::new(),
+                limit => format!(", at most {} retries", text(limit)),
+            };
+            self.line(
+                "Backoff",
+                format_args!(
+                    "{} × {} up to {}, jitter {}, reset after {}{retries}",
+                    text(&backoff["initial"]),
+                    text(&backoff["factor"]),
+                    text(&backoff["max"]),
+                    text(&backoff["jitter"]),
+                    text(&backoff["resetAfter"])
+                ),
+            );
+        }
+        let breaker = &spec["circuitBreaker"];
+        if breaker.is_object() {
+            self.line(
+                "Circuit breaker",
+                format_args!(
+                    "opens after {} failures in {}, for {}",
+                    text(&breaker["failures"]),
+                    text(&breaker["window"]),
+                    text(&breaker["cooldown"])
+                ),
+            );
+        }
+        let stop = &spec["stop"];
+        if stop.is_object() {
+            self.line("Stop", format_args!("{}, SIGKILL after {}", text(&stop["signal"]), text(&stop["gracePeriod"])));
+        }
+    }
+
+    fn process(&mut self, value: &Value) {
+        let (spec, status) = (&value["spec"], &value["status"]);
+        let count = |field: &str| status[field].as_u64().unwrap_or(0);
+        self.line(
+            "Replicas",
+            format_args!(
+                "{} desired | {} total | {} updated | {} ready | {} available",
+                spec["replicas"].as_u64().unwrap_or(1),
+                count("replicas"),
+                count("updatedReplicas"),
+                count("readyReplicas"),
+                count("availableReplicas")
+            ),
+        );
+        self.field("Revision", &status["revision"]);
+        self.template(spec);
+    }
+
+    fn instance(&mut self, value: &Value, now: Timestamp) {
+        let (spec, status) = (&value["spec"], &value["status"]);
+        self.line("Controlled by", format_args!("process/{}", text(&spec["process"])));
+        let mut phase = text(&status["phase"]);
+        if let Some(reason) = status["reason"].as_str().filter(|reason| !reason.is_empty() && *reason != phase) {
+            let _ = write!(phase, " ({reason})");
+        }
+        self.line("Status", phase);
+        self.field("Message", &status["message"]);
+        self.field("Ready", &status["ready"]);
+        self.field("PID", &status["pid"]);
+        if let Some(started) = status["startedAt"].as_str() {
+            self.line("Started", format_args!("{started} ({} ago)", age(Some(started), now)));
+        }
+        self.field("Attempt", &status["attempt"]);
+        self.field("Restarts", &status["restarts"]);
+        if let Ok(exit) = serde_json::from_value::<views::LastExit>(status["lastExit"].clone()) {
+            let why = exit.error.clone().or_else(|| exit.unknown.clone());
+            let why = why.map_or(String::new(), |why| format!(": {why}"));
+            let at = exit.at.as_deref();
+            let ago = at.map_or(String::new(), |at| format!(" at {at} ({} ago)", age(Some(at), now)));
+            self.line("Last exit", format_args!("{}{why}{ago}", exit.text()));
+        }
+        self.field("Next start", &status["nextStartAt"]);
+        let breaker = &status["breaker"];
+        if let Some(until) = breaker["openUntil"].as_str() {
+            self.line("Breaker", format_args!("open until {until}"));
+        } else if breaker["halfOpen"] == true {
+            self.line("Breaker", "half open: this attempt is the trial");
+        }
+        self.field("Stopped by hand", &spec["stoppedAt"]);
+        if let Some(stopping) = status["stopping"].as_object() {
+            let field = |name: &str| stopping.get(name).map(text).unwrap_or_default();
+            self.line(
+                "Stopping",
+                format_args!("{} since {}, SIGKILL at {}", field("reason"), field("since"), field("killAt")),
+            );
+        }
+        if let Some(ports) = spec["ports"].as_object().filter(|ports| !ports.is_empty()) {
+            let ports: Vec<String> = ports.iter().map(|(name, port)| format!("{name}={}", text(port))).collect();
+            self.line("Ports", ports.join(", "));
+        }
+        self.field("Revision", &status["revision"]);
+        let mut template = spec["template"].clone();
+        if let Some(template) = template.as_object_mut() {
+            // Shown above as the numbers this instance has.
+            template.remove("ports");
+        }
+        self.template(&template);
+    }
+
+    fn rows(&mut self, title: &str, rows: &[Vec<Cell>]) -> Result<(), Error> {
+        let mut out = Vec::new();
+        Printer::new(false).print(&mut out, rows)?;
+        let _ = writeln!(self.text, "{title}:");
+        for line in String::from_utf8_lossy(&out).lines() {
+            let _ = writeln!(self.text, "  {line}");
+        }
+        Ok(())
+    }
+
+    fn conditions(&mut self, value: &Value, now: Timestamp) {
+        let conditions: Vec<views::Condition> =
+            serde_json::from_value(value["status"]["conditions"].clone()).unwrap_or_default();
+        if conditions.is_empty() {
+            return;
+        }
+        let mut rows = vec![row(["TYPE", "STATUS", "SINCE", "REASON", "MESSAGE"])];
+        for condition in &conditions {
+            let or_empty = |text: &Option<String>| text.clone().unwrap_or_default();
+            rows.push(row([
+                &or_empty(&condition.r#type),
+                &or_empty(&condition.status),
+                &age(condition.last_transition_time.as_deref(), now),
+                &or_empty(&condition.reason),
+                &or_empty(&condition.message),
+            ]));
+        }
+        // Writing into memory does not fail.
+        let _ = self.rows("Conditions", &rows);
+    }
+
+    fn history(&mut self, value: &Value, now: Timestamp) -> Result<(), Error> {
+        let Some(entries) = value["status"]["history"].as_array().filter(|entries| !entries.is_empty()) else {
+            return Ok(());
+        };
+        let mut rows = vec![row(["AGE", "PHASE", "REASON", "MESSAGE"])];
+        for entry in entries {
+            let field = |name: &str| entry[name].as_str().unwrap_or_default();
+            let reason = if field("reason") == field("phase") { "" } else { field("reason") };
+            rows.push(row([&age(entry["at"].as_str(), now), field("phase"), reason, field("message")]));
+        }
+        self.rows("History", &rows)
+    }
+
+    fn table(&mut self, kind: Kind, title: &str, objects: &[v1::Object], now: Timestamp) -> Result<(), Error> {
+        if objects.is_empty() {
+            self.line(title, "<none>");
+            return Ok(());
+        }
+        let mut rows = Vec::new();
+        for object in objects {
+            rows.push(rows::row(kind, &object.json, Columns::default(), now)?);
+        }
+        rows.sort_by(|a, b| a.order.cmp(&b.order));
+        let mut cells = vec![rows::headers(kind, Columns::default())];
+        cells.extend(rows.into_iter().map(|row| row.cells));
+        self.rows(title, &cells)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn now() -> Timestamp {
+        "2026-01-01T01:00:00Z".parse().unwrap()
+    }
+
+    #[test]
+    fn an_instance_tells_its_life() {
+        let value = json!({
+            "spec": {"process": "web", "template": {"command": ["sh", "-c", "exit 1"], "restartPolicy": "Always"}},
+            "status": {"phase": "Backoff", "reason": "CrashLoop", "restarts": 2, "attempt": 3,
+                "lastExit": {"attempt": 3, "code": 1, "at": "2026-01-01T00:59:00Z"},
+                "history": [{"phase": "Running", "at": "2026-01-01T00:58:00Z", "reason": "Started"}]}
+        });
+        let mut page = Page::default();
+        page.instance(&value, now());
+        page.history(&value, now()).unwrap();
+        assert_eq!(
+            page.text,
+            "Controlled by:  process/web\nStatus:         Backoff (CrashLoop)\nAttempt:        3\nRestarts:       \
+             2\nLast exit:      code 1 at 2026-01-01T00:59:00Z (60s ago)\nCommand:        sh -c 'exit 1'\nRestart \
+             policy: Always\nHistory:\n  AGE   PHASE     REASON    MESSAGE\n  2m    Running   Started\n"
+        );
+    }
+
+    #[test]
+    fn an_empty_object_is_described_without_failing() {
+        let mut page = Page::default();
+        page.process(&json!({}));
+        page.instance(&json!({}), now());
+        page.conditions(&json!({}), now());
+        assert!(page.text.contains("Replicas:       1 desired | 0 total"));
+    }
+}

@@ -1,0 +1,128 @@
+//! `ostler diff`: what an apply would change, and what it would do to running processes.
+
+use ostler_rpc::v1;
+use serde_json::Value;
+use similar::TextDiff;
+
+use crate::client::{Client, show};
+use crate::ctx::Ctx;
+use crate::documents::FileArgs;
+use crate::error::Error;
+use crate::exit::Exit;
+use crate::output::json::yaml;
+use crate::output::table::Style;
+
+/// Show what an apply would change and restart
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit codes: 0 no difference, 1 there are differences, more than 1 failed.
+
+Examples:
+  ostler diff -f web.yaml
+  ostler diff -f manifests -R")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    files: FileArgs,
+}
+
+pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
+    let documents = args.files.load(&ctx.settings)?;
+    let mut client = Client::connect(&ctx.settings).await?;
+    let answer = super::apply::send(&mut client, &documents, true).await?;
+    let mut differs = false;
+    for applied in &answer.results {
+        if applied.result() == v1::applied::Result::Unchanged {
+            continue;
+        }
+        differs = true;
+        let reference = applied.object.clone().unwrap_or_default();
+        let place = if reference.namespace.is_empty() {
+            show(&reference)
+        } else {
+            format!("{}/{}", reference.namespace, show(&reference))
+        };
+        let before = shown(applied.before.as_ref())?;
+        let after = shown(applied.after.as_ref())?;
+        let text = unified(&before, &after, &place);
+        if ctx.terminal.color {
+            ctx.out.write_all(colored(&text).as_bytes())?;
+        } else {
+            ctx.out.write_all(text.as_bytes())?;
+        }
+        for line in super::apply::effects(&applied.effects) {
+            writeln!(ctx.out, "{line}")?;
+        }
+    }
+    Ok(if differs { Exit::Failure } else { Exit::Ok })
+}
+
+/// The part of an object that a manifest can change, as YAML.
+fn shown(object: Option<&v1::Object>) -> Result<String, Error> {
+    let Some(object) = object else { return Ok(String::new()) };
+    let mut value: Value = serde_json::from_slice(&object.json)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("status");
+    }
+    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        // Set by the daemon, and different each time.
+        for field in ["managedFields", "generation", "resourceVersion", "uid", "creationTimestamp"] {
+            metadata.remove(field);
+        }
+    }
+    yaml(&value)
+}
+
+fn unified(before: &str, after: &str, place: &str) -> String {
+    TextDiff::from_lines(before, after)
+        .unified_diff()
+        .context_radius(3)
+        .header(&format!("live/{place}"), &format!("applied/{place}"))
+        .to_string()
+}
+
+fn colored(diff: &str) -> String {
+    let mut out = String::new();
+    for line in diff.lines() {
+        let style = match line.as_bytes().first() {
+            _ if line.starts_with("+++") || line.starts_with("---") => "\x1b[1m",
+            Some(b'+') => Style::Good.escape(),
+            Some(b'-') => Style::Bad.escape(),
+            Some(b'@') => "\x1b[36m",
+            Some(_) | None => "",
+        };
+        let end = if style.is_empty() { "" } else { "\x1b[0m" };
+        out.extend([style, line, end, "\n"]);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_diff_shows_only_what_a_manifest_can_change() {
+        let object = |command: &str, generation: u64| v1::Object {
+            json: format!(
+                r#"{{"kind":"Process","metadata":{{"name":"web","generation":{generation},"uid":"u"}},
+                "spec":{{"command":["{command}"]}},"status":{{"replicas":{generation}}}}}"#
+            )
+            .into(),
+            revision: generation,
+        };
+        let before = shown(Some(&object("a", 1))).unwrap();
+        let after = shown(Some(&object("b", 2))).unwrap();
+        assert_eq!(
+            unified(&before, &after, "default/process/web"),
+            "--- live/default/process/web\n+++ applied/default/process/web\n@@ -3,4 +3,4 @@\n   name: web\n spec:\n   \
+             command:\n-  - a\n+  - b\n"
+        );
+    }
+
+    #[test]
+    fn a_new_object_is_all_additions() {
+        let text = unified("", "kind: Process\n", "x");
+        assert!(text.ends_with("@@ -0,0 +1 @@\n+kind: Process\n"), "{text}");
+        assert!(colored(&text).contains("\x1b[32m+kind: Process\x1b[0m\n"));
+    }
+}

@@ -1,0 +1,84 @@
+//! `ostler serve`: the flags of the daemon. The binary runs it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::duration;
+
+/// Run the daemon in the foreground
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The daemon owns its state directory: a second one for the same directory is refused.
+Workloads outlive it and are adopted by the next one, unless it is ended with --on-shutdown
+stop.
+
+Examples:
+  ostler serve
+  ostler serve --state-dir ./state --log debug
+  ostler serve --on-shutdown stop          # as the main process of a container")]
+pub(crate) struct Args {
+    /// How often everything is compared with what it should be; changes are acted on at once in any case
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
+    tick: Duration,
+    /// What to log: error, warn, info, debug, trace, or a filter such as info,ostler_engine=debug
+    #[arg(long, value_name = "FILTER", env = "OSTLER_LOG", default_value = "info", hide_env_values = true)]
+    log: String,
+    /// Which cgroups to keep processes in
+    #[arg(long, value_enum, default_value_t = Cgroups::Auto)]
+    cgroups: Cgroups,
+    /// What happens to running processes when the daemon is ended by SIGTERM or SIGINT
+    /// [default: leave; stop as process 1]
+    #[arg(long, value_enum)]
+    on_shutdown: Option<OnShutdown>,
+}
+
+/// Which cgroups the daemon uses to hold process trees together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Cgroups {
+    /// The best that can be written.
+    Auto,
+    /// The unified hierarchy, or fail.
+    V2,
+    /// A version 1 hierarchy, or fail.
+    V1,
+    /// None: sessions and environment markers.
+    None,
+}
+
+/// What the daemon does with running processes when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnShutdown {
+    /// They go on; the next daemon adopts them.
+    Leave,
+    /// They are stopped, each with its grace period.
+    Stop,
+}
+
+/// How to serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServeArgs {
+    /// Holds store, logs, socket and lock.
+    pub state_dir: PathBuf,
+    /// The interval of the safety net.
+    pub tick: Duration,
+    /// A filter as tracing reads it.
+    pub log: String,
+    /// Which cgroups to use.
+    pub cgroups: Cgroups,
+    /// What happens to running processes at the end.
+    pub on_shutdown: OnShutdown,
+}
+
+impl Args {
+    pub(crate) fn resolve(self, state_dir: PathBuf) -> ServeArgs {
+        // Process 1 of a container is its end: what it leaves behind is killed without a grace period.
+        let usual = if std::process::id() == 1 { OnShutdown::Stop } else { OnShutdown::Leave };
+        ServeArgs {
+            state_dir,
+            tick: self.tick,
+            log: self.log,
+            cgroups: self.cgroups,
+            on_shutdown: self.on_shutdown.unwrap_or(usual),
+        }
+    }
+}

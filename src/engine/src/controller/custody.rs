@@ -1,0 +1,201 @@
+//! What the driver reports, taken into the world.
+
+use std::collections::HashMap;
+
+use ostler_core::kinds::{ExitStatus, Identity};
+use ostler_core::plan::instance::{Attempt, AttemptState};
+use ostler_core::{Kind, Timestamp};
+use ostler_keeper::wire;
+use tracing::{debug, error, info, warn};
+
+use super::commands::Ending;
+use super::world::Id;
+use super::{Controller, Request};
+use crate::driver::{Driver, DriverEvent};
+use crate::spawn;
+
+/// What is known of the keeper itself.
+#[derive(Debug, Default)]
+pub(crate) struct Custody {
+    pub(crate) hello: Option<wire::Hello>,
+    pub(crate) synced: bool,
+    /// The keeper's program was replaced while this controller was connected.
+    pub(crate) replaced: bool,
+    /// Attempts of instances that the store does not know, by `namespace/name`: left alone until a Process wants them.
+    pub(crate) orphans: HashMap<String, wire::State>,
+}
+
+impl<D: Driver> Controller<D> {
+    pub(crate) fn take_custody_events(&mut self, events: Vec<DriverEvent>) {
+        for event in events {
+            match event {
+                DriverEvent::Hello(hello) => self.greet(hello),
+                DriverEvent::State(state) => self.take_state(state),
+                DriverEvent::Synced => self.synced(),
+                DriverEvent::Refused(refused) => {
+                    // The states that follow show how things are; the plan starts from there.
+                    warn!(id = refused.id, attempt = refused.attempt, why = refused.why, "the keeper refused");
+                    if let Some(id) = self.world.by_uid.get(refused.id.as_str()).cloned() {
+                        self.refused(&id, refused.attempt);
+                    }
+                }
+                DriverEvent::Terminate(terminate) => {
+                    info!(signal = terminate.signal, "asked to end");
+                    let ending = if terminate.is_init || self.options.stop_on_terminate {
+                        Ending::stopping(self.now() + self.options.shutdown_deadline)
+                    } else {
+                        Ending::leaving()
+                    };
+                    self.begin_end(ending);
+                }
+                DriverEvent::UpgradeFailed(why) => self.upgrade_failed(why),
+                DriverEvent::Lost => self.lost(),
+            }
+        }
+    }
+
+    fn greet(&mut self, hello: wire::Hello) {
+        if self.custody.hello.is_some() {
+            info!(version = hello.version, "the keeper's program was replaced");
+            self.custody.replaced = true;
+            self.upgraded();
+            return;
+        }
+        debug!(pid = hello.pid, version = hello.version, cgroups = hello.cgroup_mode, "connected to the keeper");
+        self.custody.hello = Some(hello);
+        self.custody.orphans.clear();
+        for entry in self.world.instances.values_mut() {
+            let observed = &mut entry.observed;
+            observed.starting = None;
+            observed.signalled = None;
+            observed.killed = None;
+            observed.attempts.clear();
+            entry.forget.clear();
+        }
+    }
+
+    fn lost(&mut self) {
+        self.custody.hello = None;
+        self.custody.synced = false;
+        for entry in self.world.instances.values_mut() {
+            entry.observed.synced = false;
+        }
+    }
+
+    fn synced(&mut self) {
+        self.custody.synced = true;
+        for entry in self.world.instances.values_mut() {
+            entry.observed.synced = true;
+        }
+        for (name, state) in &self.custody.orphans {
+            warn!(name, attempt = state.attempt, "custody holds a process that the store does not know; left alone");
+        }
+        self.look_at_everything();
+    }
+
+    /// A Spawn that was refused leaves nothing behind but its number.
+    fn refused(&mut self, id: &Id, attempt: u64) {
+        if let Some(entry) = self.world.instances.get_mut(id)
+            && entry.observed.starting == Some(attempt)
+        {
+            entry.observed.starting = None;
+            // A refusal must not become a loop: the tick tries again.
+        }
+    }
+
+    pub(crate) fn take_state(&mut self, state: wire::State) {
+        let Some(id) = self.world.by_uid.get(state.id.as_str()).cloned() else {
+            if !over(&state) {
+                self.custody.orphans.insert(state.name.clone(), state);
+            } else {
+                // Nobody will ever ask for its end.
+                self.driver.submit(forget(&state.id, state.attempt, false));
+            }
+            return;
+        };
+        let Some(attempt) = attempt(&state, self.now()) else {
+            error!(name = state.name, "a state without a phase");
+            return;
+        };
+        self.put_attempt(&id, attempt);
+    }
+
+    /// Takes what is known of an attempt into the world and has the instance looked at.
+    pub(crate) fn put_attempt(&mut self, id: &Id, attempt: Attempt) {
+        let Some(entry) = self.world.instances.get_mut(id) else { return };
+        let observed = &mut entry.observed;
+        if observed.starting == Some(attempt.number) {
+            observed.starting = None;
+        }
+        match observed.attempts.binary_search_by_key(&attempt.number, |held| held.number) {
+            Ok(index) => observed.attempts[index] = attempt,
+            Err(index) => observed.attempts.insert(index, attempt),
+        }
+        self.queue.add(Request::Instance(id.clone()));
+        let process = super::world::id(&entry.object.metadata.namespace, &entry.object.spec.process);
+        debug!(instance = %id, process = %process, "custody changed");
+    }
+
+    /// An orphan whose name a Process now claims.
+    pub(crate) fn claim_orphan(&mut self, id: &Id) -> Option<wire::State> {
+        self.custody.orphans.remove(&**id)
+    }
+
+    /// Events of an instance are recorded with it as the object.
+    pub(crate) fn tell(&mut self, id: &Id, notes: Vec<ostler_core::plan::Note>, now: Timestamp) {
+        let Some(entry) = self.world.instances.get(id) else { return };
+        for note in notes {
+            info!(instance = %id, reason = note.reason, message = note.message, "event");
+            self.recorder.record(Kind::Instance, &entry.object.metadata, note, now);
+        }
+    }
+}
+
+fn over(state: &wire::State) -> bool {
+    match state.phase() {
+        wire::Phase::FailedToStart | wire::Phase::Empty => true,
+        wire::Phase::Unspecified | wire::Phase::Running | wire::Phase::Exited | wire::Phase::Stuck => false,
+    }
+}
+
+/// The command that lets custody drop its record of an attempt.
+pub(crate) fn forget(uid: &str, attempt: u64, remove_logs: bool) -> wire::Command {
+    wire::Forget { id: uid.to_owned(), attempt, remove_logs }.into()
+}
+
+fn exit_status(exit: Option<&wire::Exit>) -> ExitStatus {
+    match exit.and_then(|exit| exit.status.as_ref()) {
+        Some(wire::exit::Status::Code(code)) => ExitStatus::Code(*code),
+        Some(wire::exit::Status::Signal(signal)) => ExitStatus::Signal(*signal),
+        Some(wire::exit::Status::Unknown(why)) => ExitStatus::Unknown(why.clone()),
+        None => ExitStatus::Unknown("custody did not see it".to_owned()),
+    }
+}
+
+/// The planner's view of a state.
+pub(crate) fn attempt(state: &wire::State, now: Timestamp) -> Option<Attempt> {
+    let boot = ostler_keeper::wire::boot_id().unwrap_or_default();
+    let exit = state.exit.as_ref();
+    let at = exit.map_or(now, |exit| Timestamp::from_nanos(exit.at));
+    let identity = state.identity.as_ref().map(|identity| Identity {
+        boot_id: identity.boot_id.clone(),
+        pid: identity.pid,
+        start_time: identity.start_time,
+    });
+    let verdict = match state.phase() {
+        wire::Phase::Running => AttemptState::Running,
+        wire::Phase::Exited => AttemptState::LeaderExited { status: exit_status(exit), survivors: state.survivors },
+        wire::Phase::Stuck => AttemptState::Stuck,
+        wire::Phase::Empty => {
+            let reboot = identity.as_ref().is_some_and(|identity| !boot.is_empty() && identity.boot_id != boot);
+            AttemptState::Ended { status: exit_status(exit), at, reboot }
+        }
+        wire::Phase::FailedToStart => {
+            let error = state.error.clone().unwrap_or_default();
+            AttemptState::FailedToStart(spawn::start_error(&error, at))
+        }
+        wire::Phase::Unspecified => return None,
+    };
+    let started_at = if state.started_at == 0 { at } else { Timestamp::from_nanos(state.started_at) };
+    Some(Attempt { number: state.attempt, identity, started_at, state: verdict })
+}

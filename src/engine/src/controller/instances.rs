@@ -1,0 +1,252 @@
+//! Reconciling one instance, and what follows when its record is in the store.
+
+use ostler_core::object::key;
+use ostler_core::plan::instance::{Action, Attempt, AttemptState, plan};
+use ostler_core::{Kind, Timestamp};
+use ostler_keeper::wire;
+use ostler_store::{Durability, Expect, Key, Op};
+use tracing::{debug, error, warn};
+
+use super::world::{Id, id};
+use super::writer::{Outcome, Ticket};
+use super::{Controller, Request, coalesce, custody};
+use crate::driver::Driver;
+use crate::spawn;
+
+/// The most operations and bytes that go into one lazy batch.
+const BATCH: usize = 256;
+const BATCH_BYTES: usize = 2 << 20;
+
+/// The store's key of an instance.
+pub(crate) fn instance_key(id: &Id) -> Key {
+    let (namespace, name) = id.split_once('/').unwrap_or(("", id));
+    key(Kind::Instance, namespace, name).into()
+}
+
+impl<D: Driver> Controller<D> {
+    pub(crate) fn reconcile_instance(&mut self, id: &Id, now: Timestamp) {
+        let Some(entry) = self.world.instances.get_mut(id) else { return };
+        if entry.removing {
+            return;
+        }
+        entry.observed.shutdown = self.ending.as_ref().and_then(super::commands::Ending::stop_by);
+        entry.observed.recorded = entry.stored > 0;
+        let plan = plan(&entry.object, &entry.observed, now);
+        if plan.status != entry.object.status {
+            let before = &entry.object.status;
+            let published = plan.status.phase != before.phase
+                || plan.status.ready != before.ready
+                || plan.status.reason != before.reason
+                || plan.status.revision != before.revision;
+            debug!(instance = %id, from = before.phase.name(), to = plan.status.phase.name(), "transition");
+            entry.object.status = plan.status;
+            entry.changed();
+            self.writer.mark(id);
+            if published {
+                let process = self::id(&entry.object.metadata.namespace, &entry.object.spec.process);
+                let at = now + coalesce(self.world.count_of(&process));
+                self.queue.add_at(Request::Process(process), at);
+            }
+        }
+        if let Some(at) = plan.wake_at {
+            self.queue.add_at(Request::Instance(id.clone()), at);
+        }
+        for action in plan.actions {
+            self.act_on(id, action, now);
+        }
+        self.tell(id, plan.notes, now);
+    }
+
+    fn act_on(&mut self, id: &Id, action: Action, now: Timestamp) {
+        let Some(entry) = self.world.instances.get_mut(id) else { return };
+        let uid = entry.object.metadata.uid.clone();
+        match action {
+            Action::Spawn { attempt } => match spawn::command(&entry.object, attempt, now) {
+                Ok(command) => {
+                    entry.observed.starting = Some(attempt);
+                    self.driver.submit(command.into());
+                }
+                Err(error) => {
+                    let state = AttemptState::FailedToStart(error);
+                    self.put_attempt(id, Attempt { number: attempt, identity: None, started_at: now, state });
+                }
+            },
+            Action::Signal { attempt, signal } => {
+                entry.observed.signalled = Some(attempt);
+                self.driver.submit(wire::Signal { id: uid, attempt, signal, tree: true }.into());
+            }
+            Action::Kill { attempt } => {
+                entry.observed.killed = Some(attempt);
+                self.driver.submit(wire::Kill { id: uid, attempt }.into());
+            }
+            Action::Forget { attempt } => {
+                if !entry.forget.iter().any(|(waiting, _)| *waiting == attempt) {
+                    entry.forget.push((attempt, entry.version));
+                    self.writer.mark(id);
+                }
+            }
+            Action::Remove => {
+                entry.removing = true;
+                let ops = vec![Op::delete(instance_key(id), Expect::Any)];
+                self.writer.commit(ops, Durability::Crash, Ticket::Removed(id.clone()));
+            }
+        }
+    }
+
+    /// Sends what changed to the store, if no batch is under way.
+    pub(crate) fn submit_writes(&mut self) {
+        if self.recorder.is_idle() && self.writer.is_idle() {
+            return;
+        }
+        let ids = match self.writer.next_batch(BATCH) {
+            Some(ids) => ids,
+            None if self.recorder.is_idle() || !self.writer.may_batch() => return,
+            None => Vec::new(),
+        };
+        let mut written = Vec::with_capacity(ids.len());
+        let mut ops = Vec::with_capacity(ids.len());
+        let mut bytes = 0;
+        for id in ids {
+            if bytes > BATCH_BYTES {
+                self.writer.mark(&id);
+                continue;
+            }
+            let Some((op, version, size)) = self.write_of(&id) else { continue };
+            bytes += size;
+            ops.push(op);
+            written.push((id, version));
+        }
+        ops.extend(self.recorder.take(BATCH));
+        if !ops.is_empty() {
+            self.writer.commit(ops, Durability::Lazy, Ticket::Batch(written));
+        }
+    }
+
+    /// The operation that stores an instance as it is now, its version, and its size.
+    pub(crate) fn write_of(&self, id: &Id) -> Option<(Op, u64, usize)> {
+        let entry = self.world.instances.get(id).filter(|entry| !entry.removing)?;
+        match serde_json::to_vec(&entry.object) {
+            Ok(value) => {
+                let size = value.len();
+                Some((Op::put(instance_key(id), value, Expect::Any), entry.version, size))
+            }
+            Err(why) => {
+                error!(instance = %id, %why, "cannot be written as JSON");
+                None
+            }
+        }
+    }
+
+    /// Records of instances that may not run before they are stored.
+    pub(crate) fn commit_records(&mut self, ids: Vec<Id>) {
+        for chunk in ids.chunks(BATCH) {
+            let mut ops = Vec::with_capacity(chunk.len());
+            let mut written = Vec::with_capacity(chunk.len());
+            for id in chunk {
+                if let Some((op, version, _)) = self.write_of(id) {
+                    ops.push(op);
+                    written.push((id.clone(), version));
+                }
+            }
+            self.writer.commit(ops, Durability::Crash, Ticket::Records(written));
+        }
+    }
+
+    pub(crate) fn take_outcome(&mut self, outcome: Outcome) {
+        let Outcome { ticket, result } = outcome;
+        if let Err(why) = &result {
+            warn!(%why, "not stored");
+        }
+        match (ticket, result) {
+            (Ticket::Batch(written) | Ticket::Records(written), Ok(_)) => self.stored(written),
+            (Ticket::Batch(written) | Ticket::Records(written), Err(_)) => {
+                for (id, _) in written {
+                    self.writer.mark(&id);
+                }
+            }
+            (Ticket::Reply(written, reply), result) => {
+                match &result {
+                    Ok(_) => self.stored(written),
+                    Err(_) => self.revert(written),
+                }
+                // The caller may have given up waiting.
+                let _ = reply.send(result);
+            }
+            (Ticket::Removed(id), Ok(_)) => self.removed(&id),
+            (Ticket::Removed(id), Err(_)) => {
+                if let Some(entry) = self.world.instances.get_mut(&id) {
+                    // The tick tries again.
+                    entry.removing = false;
+                }
+            }
+            (Ticket::Process(id), _) => {
+                if let Some(entry) = self.world.processes.get_mut(&id) {
+                    entry.writing = false;
+                }
+                self.queue.add(Request::Process(id));
+            }
+            (Ticket::Namespace(id), _) => self.queue.add_at(Request::Namespace(id), self.now() + coalesce(1000)),
+        }
+    }
+
+    fn stored(&mut self, written: Vec<(Id, u64)>) {
+        for (id, version) in written {
+            let Some(entry) = self.world.instances.get_mut(&id) else { continue };
+            let first = entry.stored == 0;
+            entry.stored = entry.stored.max(version);
+            let stored = entry.stored;
+            let deleting = entry.object.metadata.is_deleting();
+            let mut forgotten = false;
+            let uid = &entry.object.metadata.uid;
+            let attempts = &mut entry.observed.attempts;
+            let driver = &mut self.driver;
+            entry.forget.retain(|(attempt, needs)| {
+                let due = *needs <= stored;
+                if due {
+                    driver.submit(custody::forget(uid, *attempt, deleting));
+                    attempts.retain(|held| held.number != *attempt);
+                    forgotten = true;
+                }
+                !due
+            });
+            if first || forgotten {
+                self.queue.add(Request::Instance(id));
+            }
+        }
+    }
+
+    /// A change that somebody asked for could not be stored: it has not happened.
+    fn revert(&mut self, written: Vec<(Id, u64)>) {
+        for (id, _) in written {
+            let stored = self.store.get(&instance_key(&id));
+            let Some(entry) = self.world.instances.get_mut(&id) else { continue };
+            if let Some(old) = stored.and_then(|stored| serde_json::from_slice::<ostler_core::kinds::Instance>(&stored.value).ok()) {
+                entry.object.spec = old.spec;
+                entry.changed();
+                self.writer.mark(&id);
+            }
+            self.queue.add(Request::Instance(id));
+        }
+    }
+
+    fn removed(&mut self, id: &Id) {
+        let Some(entry) = self.world.remove_instance(id) else { return };
+        let metadata = &entry.object.metadata;
+        self.remove_logs(&metadata.namespace, &metadata.name, &metadata.uid);
+        self.queue.add(Request::Process(self::id(&metadata.namespace, &entry.object.spec.process)));
+    }
+
+    /// Moves the logs out of the way at once, so that an instance of the same name begins with none, and removes them
+    /// beside the loop.
+    fn remove_logs(&self, namespace: &str, name: &str, uid: &str) {
+        let from = self.options.state_dir.join(spawn::log_dir(namespace, name));
+        let to = self.options.state_dir.join("logs").join(format!(".removed-{uid}"));
+        if std::fs::rename(&from, &to).is_ok() {
+            tokio::task::spawn_blocking(move || {
+                if let Err(why) = std::fs::remove_dir_all(&to) {
+                    warn!(directory = %to.display(), %why, "cannot remove the logs of a deleted instance");
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The loop: sources enqueue requests, reconcilers look at the world and act.
+
+mod commands;
+mod custody;
+mod instances;
+mod processes;
+mod recorder;
+mod recovery;
+mod world;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ostler_core::{Kind, Span, Timestamp};
+use ostler_store::{Store, Watch, WatchEnded};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+pub use self::commands::{ActError, Acted, Action, Handle, InstanceRef, Overview};
+use self::commands::Command;
+use self::recorder::Recorder;
+pub use self::recovery::StartFailed;
+use self::world::{Id, World};
+use self::writer::{Outcome, Writer};
+use crate::clock::Clock;
+use crate::driver::Driver;
+use crate::queue::Queue;
+
+/// An object that needs a look. Carries no event.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Request {
+    Namespace(Id),
+    Process(Id),
+    Instance(Id),
+}
+
+/// Settings of a controller.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The daemon's state directory; log directories are below it.
+    pub state_dir: PathBuf,
+    /// How often everything that is not at rest is looked at even if nothing happened.
+    pub tick: Duration,
+    /// Whether SIGTERM and SIGINT to the daemon stop the instances first; otherwise they go on without it.
+    pub stop_on_terminate: bool,
+    /// What still lives so long after such a signal is killed.
+    pub shutdown_deadline: Span,
+}
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The daemon was asked to end; the keeper waits to be told.
+    Shutdown,
+    /// The keeper's program was replaced: this controller makes room for one of the new version.
+    Replaced,
+}
+
+/// What [`Controller::run`] runs with.
+pub struct Start<D> {
+    /// Settings.
+    pub options: Options,
+    /// Desired and observed state.
+    pub store: Arc<dyn Store>,
+    /// Effects.
+    pub driver: D,
+    /// Time.
+    pub clock: Clock,
+}
+
+/// The reconciling loop and everything it knows.
+pub struct Controller<D> {
+    options: Options,
+    store: Arc<dyn Store>,
+    driver: D,
+    clock: Clock,
+    queue: Queue<Request>,
+    world: World,
+    writer: Writer,
+    recorder: Recorder,
+    custody: custody::Custody,
+    commands: mpsc::Receiver<Command>,
+    processes: Watch,
+    namespaces: Watch,
+    ending: Option<commands::Ending>,
+    upgrading: Option<tokio::sync::oneshot::Sender<Result<(), ActError>>>,
+}
+
+/// Requests handled before the loop looks for events again.
+const SLICE: usize = 64;
+
+/// What woke the loop.
+enum Woken {
+    Driver(Vec<crate::driver::DriverEvent>),
+    Processes(Result<Vec<ostler_store::Event>, WatchEnded>),
+    Namespaces(Result<Vec<ostler_store::Event>, WatchEnded>),
+    Written(Outcome),
+    Command(Option<Command>),
+    Time,
+    Busy,
+}
+
+impl<D: Driver> Controller<D> {
+    /// Recovers everything the store knows, and prepares to run. The handle is for the API.
+    pub async fn new(start: Start<D>) -> Result<(Self, Handle), StartFailed> {
+        let (sender, commands) = mpsc::channel(256);
+        let recovery::Recovered { world, processes, namespaces } = recovery::recover(&start.store, &start.clock).await?;
+        let controller = Self {
+            writer: Writer::new(Arc::clone(&start.store)),
+            recorder: Recorder::new(Arc::clone(&start.store)),
+            options: start.options,
+            store: start.store,
+            driver: start.driver,
+            clock: start.clock,
+            queue: Queue::new(),
+            world,
+            custody: custody::Custody::default(),
+            commands,
+            processes,
+            namespaces,
+            ending: None,
+            upgrading: None,
+        };
+        Ok((controller, Handle::new(sender)))
+    }
+
+    /// Runs until the daemon is to end. Returns the driver, so that the keeper can be told when the store is closed.
+    pub async fn run(mut self) -> (Ended, D) {
+        self.look_at_everything();
+        let mut ticks = tokio::time::interval(self.options.tick);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.work();
+            self.driver.flush();
+            self.submit_writes();
+            if let Some(ended) = self.custody.replaced.then_some(Ended::Replaced).or_else(|| self.finished()) {
+                self.finish().await;
+                return (ended, self.driver);
+            }
+            let busy = self.queue.has_ready();
+            let pause = self.pause();
+            let woken = tokio::select! {
+                biased;
+                events = self.driver.next() => Woken::Driver(events),
+                outcome = self.writer.next() => Woken::Written(outcome),
+                command = self.commands.recv() => Woken::Command(command),
+                events = self.processes.next() => Woken::Processes(events),
+                events = self.namespaces.next() => Woken::Namespaces(events),
+                _ = ticks.tick() => {
+                    self.tick();
+                    Woken::Time
+                }
+                () = tokio::time::sleep(pause), if !busy => Woken::Time,
+                () = std::future::ready(()), if busy => Woken::Busy,
+            };
+            match woken {
+                Woken::Driver(events) => self.take_custody_events(events),
+                Woken::Written(outcome) => self.take_outcome(outcome),
+                Woken::Command(Some(command)) => self.take_command(command),
+                // Every handle is gone: the API has ended, and with it the daemon.
+                Woken::Command(None) => self.begin_end(commands::Ending::leaving()),
+                Woken::Processes(events) => self.take_changes(Kind::Process, events),
+                Woken::Namespaces(events) => self.take_changes(Kind::Namespace, events),
+                Woken::Time | Woken::Busy => {}
+            }
+        }
+    }
+
+    fn work(&mut self) {
+        for _ in 0..SLICE {
+            let now = self.clock.now();
+            let Some(request) = self.queue.pop(now) else { break };
+            match request {
+                Request::Instance(id) => self.reconcile_instance(&id, now),
+                Request::Process(id) => self.reconcile_process(&id, now),
+                Request::Namespace(id) => self.reconcile_namespace(&id, now),
+            }
+        }
+    }
+
+    /// How long nothing is due.
+    fn pause(&self) -> Duration {
+        let due = self.queue.next_due();
+        let due = due.into_iter().chain(self.ending.as_ref().map(commands::Ending::deadline)).min();
+        due.map_or(Duration::from_secs(3600), |at| at.since(self.clock.now()).to_std())
+    }
+
+    /// The safety net: everything that is not at rest is looked at, whether or not anything was heard of it.
+    fn tick(&mut self) {
+        if let Some(micros) = self.clock.step() {
+            warn!(micros, "the system clock was set; deadlines move with it");
+            self.world.shift(micros);
+            self.queue.clear_due();
+            self.look_at_everything();
+            return;
+        }
+        for id in self.world.restless() {
+            self.queue.add(Request::Instance(id));
+        }
+        self.writer.retry();
+    }
+
+    pub(crate) fn look_at_everything(&mut self) {
+        let requests: Vec<Request> = self
+            .world
+            .namespaces
+            .keys()
+            .cloned()
+            .map(Request::Namespace)
+            .chain(self.world.processes.keys().cloned().map(Request::Process))
+            .chain(self.world.instances.keys().cloned().map(Request::Instance))
+            .collect();
+        for request in requests {
+            self.queue.add(request);
+        }
+    }
+
+    /// Takes over what the API wrote.
+    fn take_changes(&mut self, kind: Kind, events: Result<Vec<ostler_store::Event>, WatchEnded>) {
+        match events {
+            Ok(events) => {
+                for event in events {
+                    let request = self.world.apply(&event);
+                    self.queue.add(request);
+                }
+            }
+            Err(WatchEnded::Compacted(_)) => {
+                debug!(%kind, "the watch fell behind, listing again");
+                self.relist(kind);
+            }
+            Err(WatchEnded::Closed) => self.begin_end(commands::Ending::leaving()),
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+}
+
+/// How long after an instance changed its Process is looked at: a burst of changes shares a look, whose cost grows with
+/// the number of instances.
+fn coalesce(instances: usize) -> Span {
+    Span::from_micros((instances as u64).saturating_mul(20).min(50_000))
+}

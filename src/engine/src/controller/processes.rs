@@ -1,0 +1,250 @@
+//! Reconciling one process, or one namespace: which instances there should be.
+
+use std::collections::HashSet;
+
+use ostler_core::kinds::{Instance, InstanceSpec, InstanceStatus, PortNumber, Process};
+use ostler_core::object::key;
+use ostler_core::plan::process::{instance_name, plan};
+use ostler_core::plan::Note;
+use ostler_core::{Kind, Metadata, OwnerReference, Timestamp};
+use ostler_store::{Durability, Expect, Op};
+use tracing::warn;
+
+use super::recorder::hash;
+use super::world::{Id, InstanceEntry, id};
+use super::writer::Ticket;
+use super::{Controller, Request, custody};
+use crate::driver::Driver;
+use crate::ports;
+use crate::spawn;
+
+impl<D: Driver> Controller<D> {
+    pub(crate) fn reconcile_process(&mut self, process_id: &Id, now: Timestamp) {
+        // A new process finds out first what runs already under its name.
+        if !self.custody.synced {
+            return;
+        }
+        let Some(entry) = self.world.processes.get(process_id) else {
+            self.collect_orphaned_instances(process_id, now);
+            return;
+        };
+        let instances: Vec<&Instance> = self.world.instances_of(process_id).map(|entry| &entry.object).collect();
+        let plan = plan(&entry.object, &instances, now);
+        let object = entry.object.clone();
+        let relabel: Vec<Id> = self
+            .world
+            .instances_of(process_id)
+            .filter(|instance| instance.object.metadata.labels != object.metadata.labels)
+            .map(|instance| id(&instance.object.metadata.namespace, &instance.object.metadata.name))
+            .collect();
+        self.create(&object, plan.create, now);
+        self.update(&object, plan.update, now);
+        for name in plan.delete {
+            self.delete(&id(&object.metadata.namespace, &name), object.metadata.deletion_grace_period_seconds, now);
+        }
+        for id in relabel {
+            if let Some(instance) = self.world.instances.get_mut(&id) {
+                instance.object.metadata.labels.clone_from(&object.metadata.labels);
+                instance.changed();
+                self.writer.mark(&id);
+            }
+        }
+        let Some(entry) = self.world.processes.get_mut(process_id) else { return };
+        if entry.writing {
+            return;
+        }
+        let store_key = key(Kind::Process, &object.metadata.namespace, &object.metadata.name).into();
+        let expect = Expect::Revision(entry.revision);
+        if plan.remove {
+            entry.writing = true;
+            self.writer.commit(vec![Op::delete(store_key, expect)], Durability::Crash, Ticket::Process(process_id.clone()));
+        } else if plan.status != entry.object.status {
+            entry.object.status = plan.status;
+            let Ok(value) = serde_json::to_vec(&entry.object) else { return };
+            entry.writing = true;
+            let ops = vec![Op::put(store_key, value, expect)];
+            self.writer.commit(ops, Durability::Crash, Ticket::Process(process_id.clone()));
+        }
+    }
+
+    /// Instances whose process is gone (a restored store can have them) are deleted.
+    fn collect_orphaned_instances(&mut self, process: &Id, now: Timestamp) {
+        let ids: Vec<Id> = self.world.by_process.get(process).into_iter().flatten().map(|(_, id)| id.clone()).collect();
+        for id in ids {
+            self.delete(&id, None, now);
+        }
+    }
+
+    fn create(&mut self, process: &Process, specs: Vec<InstanceSpec>, now: Timestamp) {
+        if specs.is_empty() || self.ending.is_some() {
+            return;
+        }
+        let mut taken = if process.spec.ports.is_empty() { HashSet::new() } else { self.world.ports() };
+        let mut ids = Vec::with_capacity(specs.len());
+        for mut spec in specs {
+            let metadata = &process.metadata;
+            let name = instance_name(&metadata.name, spec.ordinal);
+            self.assign_ports(&mut spec, &name, &mut taken);
+            let instance_id = id(&metadata.namespace, &name);
+            let orphan = self.claim_orphan(&instance_id);
+            let mut status = InstanceStatus::default();
+            let uid = match &orphan {
+                // It runs already: its attempt is taken over as one of the current revision.
+                Some(state) => {
+                    status.revision.clone_from(&spec.revision);
+                    status.restarted_at = spec.restarted_at;
+                    state.id.clone()
+                }
+                None => uuid::Uuid::new_v4().to_string(),
+            };
+            let object = Instance {
+                api_version: Kind::Instance.api_version().to_owned(),
+                kind: Kind::Instance.name().to_owned(),
+                metadata: Metadata {
+                    name,
+                    namespace: metadata.namespace.clone(),
+                    uid,
+                    generation: 1,
+                    labels: metadata.labels.clone(),
+                    creation_timestamp: Some(now),
+                    owner_references: vec![OwnerReference {
+                        api_version: Kind::Process.api_version().to_owned(),
+                        kind: Kind::Process.name().to_owned(),
+                        name: metadata.name.clone(),
+                        uid: metadata.uid.clone(),
+                        controller: true,
+                    }],
+                    ..Metadata::default()
+                },
+                spec,
+                status,
+            };
+            let mut entry = InstanceEntry::new(object);
+            entry.observed.synced = self.custody.synced;
+            let instance_id = self.world.insert_instance(entry);
+            if let Some(state) = orphan
+                && let Some(attempt) = custody::attempt(&state, now)
+            {
+                self.put_attempt(&instance_id, attempt);
+                self.tell(&instance_id, vec![adopted(state.attempt)], now);
+            }
+            ids.push(instance_id);
+        }
+        self.commit_records(ids);
+    }
+
+    fn update(&mut self, process: &Process, updates: Vec<(String, InstanceSpec)>, _now: Timestamp) {
+        let mut ids = Vec::with_capacity(updates.len());
+        for (name, mut spec) in updates {
+            let instance_id = id(&process.metadata.namespace, &name);
+            if spec.ports.len() < spec.template.ports.len() {
+                let mut taken = self.world.ports();
+                self.assign_ports(&mut spec, &name, &mut taken);
+            }
+            let Some(entry) = self.world.instances.get_mut(&instance_id) else { continue };
+            let policy = wire_policy(&entry.object.spec, &spec);
+            entry.object.spec = spec;
+            entry.object.metadata.generation += 1;
+            entry.changed();
+            // The new spec has to be stored before a process is started from it, or a crash could start it twice over.
+            entry.stored = 0;
+            let uid = entry.object.metadata.uid.clone();
+            if let Some(mut entry) = self.world.instances.remove(&instance_id) {
+                self.world.share_template(&mut entry.object);
+                self.world.instances.insert(instance_id.clone(), entry);
+            }
+            if let Some(log) = policy {
+                self.driver.submit(ostler_keeper::wire::LogPolicy { id: uid, log: Some(log) }.into());
+            }
+            self.queue.add(Request::Instance(instance_id.clone()));
+            ids.push(instance_id);
+        }
+        self.commit_records(ids);
+    }
+
+    fn delete(&mut self, instance_id: &Id, grace: Option<u64>, now: Timestamp) {
+        let Some(entry) = self.world.instances.get_mut(instance_id) else { return };
+        let metadata = &mut entry.object.metadata;
+        if metadata.is_deleting() && metadata.deletion_grace_period_seconds == grace {
+            return;
+        }
+        metadata.deletion_timestamp = metadata.deletion_timestamp.or(Some(now));
+        metadata.deletion_grace_period_seconds = grace;
+        entry.changed();
+        self.writer.mark(instance_id);
+        self.queue.add(Request::Instance(instance_id.clone()));
+    }
+
+    /// Gives every port of the template a number: the fixed one, the one it has, or a free one.
+    fn assign_ports(&self, spec: &mut InstanceSpec, instance: &str, taken: &mut HashSet<u16>) {
+        let template = std::sync::Arc::clone(&spec.template);
+        for port in &template.ports {
+            let number = match port.port {
+                PortNumber::Fixed(number) => Some(number.get()),
+                PortNumber::Auto(_) => spec
+                    .ports
+                    .get(&port.name)
+                    .copied()
+                    .or_else(|| ports::choose(hash(&[instance, &port.name]), taken)),
+            };
+            match number {
+                Some(number) => {
+                    taken.insert(number);
+                    spec.ports.insert(port.name.clone(), number);
+                }
+                None => warn!(instance, port = port.name, "no free port from 20000 to 29999"),
+            }
+        }
+    }
+
+    pub(crate) fn reconcile_namespace(&mut self, namespace_id: &Id, now: Timestamp) {
+        let Some(entry) = self.world.namespaces.get(namespace_id) else { return };
+        if !entry.object.metadata.is_deleting() {
+            return;
+        }
+        let name = entry.object.metadata.name.clone();
+        let revision = entry.revision;
+        let inside: Vec<Id> = self
+            .world
+            .processes
+            .iter()
+            .filter(|(_, process)| process.object.metadata.namespace == name)
+            .map(|(id, _)| id.clone())
+            .collect();
+        if inside.is_empty() {
+            let ops = vec![Op::delete(key(Kind::Namespace, "", &name).into(), Expect::Revision(revision))];
+            self.writer.commit(ops, Durability::Crash, Ticket::Namespace(namespace_id.clone()));
+            return;
+        }
+        for process_id in inside {
+            let Some(process) = self.world.processes.get_mut(&process_id) else { continue };
+            if process.object.metadata.is_deleting() || process.writing {
+                continue;
+            }
+            let mut object = process.object.clone();
+            object.metadata.deletion_timestamp = Some(now);
+            object.metadata.generation += 1;
+            let Ok(value) = serde_json::to_vec(&object) else { continue };
+            process.writing = true;
+            let key = key(Kind::Process, &object.metadata.namespace, &object.metadata.name).into();
+            let ops = vec![Op::put(key, value, Expect::Revision(process.revision))];
+            self.writer.commit(ops, Durability::Crash, Ticket::Process(process_id));
+        }
+        // Again when they may be gone.
+        self.queue.add_at(Request::Namespace(namespace_id.clone()), now + ostler_core::Span::from_millis(50));
+    }
+}
+
+fn adopted(attempt: u64) -> Note {
+    Note {
+        event_type: ostler_core::kinds::EventType::Warning,
+        reason: "Adopted",
+        message: format!("the store did not know its process, custody did: taken over with attempt {attempt}"),
+    }
+}
+
+/// The log policy, when it is another one than before.
+fn wire_policy(before: &InstanceSpec, after: &InstanceSpec) -> Option<ostler_keeper::wire::LogSettings> {
+    let settings = spawn::log_settings(&after.template);
+    (settings != spawn::log_settings(&before.template)).then_some(settings)
+}

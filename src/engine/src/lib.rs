@@ -1,0 +1,18 @@
+//! The controller: compares what the store wants with what custody shows, and acts until they agree.
+//!
+//! Owns the Instances; the API owns the specs of everything else. One loop runs the reconcilers, so there is never more
+//! than one worker for an object; they decide with the pure planners of `ostler_core`, and their effects (driver, store)
+//! are submitted without waiting. `docs/designs/controller.md` has the reasons.
+
+mod clock;
+mod controller;
+pub mod driver;
+mod ports;
+mod queue;
+mod spawn;
+
+pub use clock::Clock;
+pub use controller::{
+    ActError, Acted, Action, Controller, Ended, Handle, InstanceRef, Options, Overview, Start, StartFailed,
+};
+pub use spawn::log_dir;

@@ -1,0 +1,270 @@
+//! From an `Instance` to the keeper's Spawn: environment, expansion, user and limits of the log.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use ostler_core::Timestamp;
+use ostler_core::expand::expand;
+use ostler_core::kinds::{Instance, ProcessSpec, WhenBlocked};
+use ostler_core::plan::instance::{StartError, StartErrorKind};
+use ostler_keeper::wire;
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where the logs of an instance are, relative to the state directory.
+pub fn log_dir(namespace: &str, name: &str) -> String {
+    format!("logs/{namespace}/{name}")
+}
+
+/// The policy of a spec for its logs, as the keeper takes it.
+pub(crate) fn log_settings(spec: &ProcessSpec) -> wire::LogSettings {
+    wire::LogSettings {
+        max_size: spec.logs.max_size.0,
+        max_files: spec.logs.max_files,
+        max_age_seconds: spec.logs.max_age.as_secs(),
+        drop_when_blocked: spec.logs.when_blocked == WhenBlocked::Drop,
+    }
+}
+
+/// The command that starts `attempt` of an instance, or why that is impossible.
+pub(crate) fn command(instance: &Instance, attempt: u64, now: Timestamp) -> Result<wire::Spawn, StartError> {
+    let spec = &instance.spec.template;
+    let identity = identity(spec).map_err(|message| StartError { kind: StartErrorKind::BadUser, message, at: now })?;
+    let env = environment(instance, &identity);
+    let lookup = |name: &str| env.get(name).cloned();
+    let argv = spec.command.iter().chain(&spec.args).map(|word| expand(word, lookup).into_bytes()).collect();
+    let metadata = &instance.metadata;
+    Ok(wire::Spawn {
+        id: metadata.uid.clone(),
+        attempt,
+        name: format!("{}/{}", metadata.namespace, metadata.name),
+        argv,
+        env: env.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect(),
+        working_dir: if spec.working_dir.is_empty() { "/".to_owned() } else { spec.working_dir.clone() },
+        uid: identity.switch.then_some(identity.uid),
+        gid: identity.switch.then_some(identity.gid),
+        groups: identity.groups.clone(),
+        log_dir: log_dir(&metadata.namespace, &metadata.name),
+        log: Some(log_settings(spec)),
+        ..wire::Spawn::default()
+    })
+}
+
+/// Whom a process runs as.
+struct Identity {
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+    /// Whether that is somebody else than the daemon.
+    switch: bool,
+    name: String,
+    home: String,
+    shell: String,
+}
+
+fn identity(spec: &ProcessSpec) -> Result<Identity, String> {
+    let lookup = |uid: Uid| User::from_uid(uid).ok().flatten();
+    let user = match &spec.user {
+        None => lookup(Uid::effective()),
+        Some(wanted) => match User::from_name(wanted).map_err(|why| format!("cannot look up user {wanted:?}: {why}"))? {
+            Some(user) => Some(user),
+            None => match wanted.parse().map(Uid::from_raw) {
+                // A number needs no entry in the user database.
+                Ok(uid) => Some(lookup(uid).unwrap_or_else(|| nameless(uid))),
+                Err(_) => return Err(format!("there is no user {wanted:?} on this machine")),
+            },
+        },
+    };
+    let user = user.unwrap_or_else(|| nameless(Uid::effective()));
+    let gid = match &spec.group {
+        None if spec.user.is_none() => Gid::effective(),
+        None => user.gid,
+        Some(wanted) => {
+            let found = Group::from_name(wanted).map_err(|why| format!("cannot look up group {wanted:?}: {why}"))?;
+            match (found, wanted.parse()) {
+                (Some(group), _) => group.gid,
+                (None, Ok(gid)) => Gid::from_raw(gid),
+                (None, Err(_)) => return Err(format!("there is no group {wanted:?} on this machine")),
+            }
+        }
+    };
+    let switch = user.uid != Uid::effective() || gid != Gid::effective();
+    if switch && !Uid::effective().is_root() {
+        return Err(format!(
+            "the daemon runs as user {} and cannot start processes as user {}; run it as root",
+            Uid::effective(),
+            user.uid
+        ));
+    }
+    let groups = if switch {
+        let name = CString::new(user.name.as_str()).map_err(|_| "a user name with a NUL character".to_owned())?;
+        getgrouplist(&name, gid).unwrap_or_else(|_| vec![gid]).into_iter().map(Gid::as_raw).collect()
+    } else {
+        Vec::new()
+    };
+    Ok(Identity {
+        uid: user.uid.as_raw(),
+        gid: gid.as_raw(),
+        groups,
+        switch,
+        home: user.dir.display().to_string(),
+        shell: user.shell.display().to_string(),
+        name: user.name,
+    })
+}
+
+fn nameless(uid: Uid) -> User {
+    User {
+        name: uid.to_string(),
+        passwd: CString::default(),
+        uid,
+        gid: Gid::from_raw(uid.as_raw()),
+        gecos: CString::default(),
+        dir: "/".into(),
+        shell: "/bin/sh".into(),
+    }
+}
+
+/// The whole environment. Later entries win: what everybody gets, what is taken from the daemon, what Ostler sets, what
+/// the manifest says.
+fn environment(instance: &Instance, identity: &Identity) -> BTreeMap<String, String> {
+    let spec = &instance.spec;
+    let mut env = BTreeMap::new();
+    let mut set = |name: &str, value: String| env.insert(name.to_owned(), value);
+    set("PATH", PATH.to_owned());
+    set("HOME", identity.home.clone());
+    set("USER", identity.name.clone());
+    set("LOGNAME", identity.name.clone());
+    set("SHELL", identity.shell.clone());
+    set("LANG", "C.UTF-8".to_owned());
+    for name in &spec.template.inherit_env {
+        if let Ok(value) = std::env::var(name) {
+            set(name, value);
+        }
+    }
+    set("OSTLER_INSTANCE", instance.metadata.name.clone());
+    set("OSTLER_PROCESS", spec.process.clone());
+    set("OSTLER_NAMESPACE", instance.metadata.namespace.clone());
+    set("OSTLER_ORDINAL", spec.ordinal.to_string());
+    for (index, port) in spec.template.ports.iter().enumerate() {
+        let Some(number) = spec.ports.get(&port.name) else { continue };
+        if index == 0 {
+            set("PORT", number.to_string());
+        }
+        set(&format!("PORT_{}", port.name.to_ascii_uppercase().replace('-', "_")), number.to_string());
+    }
+    for variable in &spec.template.env {
+        let value = expand(&variable.value, |name| env.get(name).cloned());
+        env.insert(variable.name.clone(), value);
+    }
+    env
+}
+
+/// Why the keeper could not start a process, in words and by kind.
+pub(crate) fn start_error(error: &wire::SpawnError, at: Timestamp) -> StartError {
+    use wire::spawn_error::Stage;
+    let errno = nix::errno::Errno::from_raw(error.errno);
+    let path = &error.path;
+    let exhausted = matches!(
+        errno,
+        nix::errno::Errno::EAGAIN | nix::errno::Errno::ENOMEM | nix::errno::Errno::EMFILE | nix::errno::Errno::ENFILE
+    );
+    let (kind, what) = match error.stage() {
+        Stage::Exec => (
+            match errno {
+                nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR => StartErrorKind::CommandNotFound,
+                nix::errno::Errno::EACCES | nix::errno::Errno::EPERM => StartErrorKind::PermissionDenied,
+                nix::errno::Errno::ENOEXEC | nix::errno::Errno::E2BIG => StartErrorKind::BadFormat,
+                _ => StartErrorKind::Other,
+            },
+            format!("cannot execute {path}"),
+        ),
+        Stage::WorkingDir => (StartErrorKind::BadWorkingDirectory, format!("cannot enter the working directory {path}")),
+        Stage::User => (StartErrorKind::BadUser, format!("cannot become the user: {path}")),
+        Stage::Cgroup => (StartErrorKind::Other, format!("cannot make the cgroup {path}")),
+        Stage::Pipe => (StartErrorKind::Other, "cannot make the pipes for its output".to_owned()),
+        Stage::Fork => (StartErrorKind::Other, "cannot make a process".to_owned()),
+        Stage::Journal => (StartErrorKind::Other, format!("cannot write the journal {path}")),
+        Stage::Limits => (StartErrorKind::Other, format!("cannot set its limits: {path}")),
+        Stage::Unspecified => (StartErrorKind::Other, format!("cannot start {path}")),
+    };
+    let kind = if exhausted { StartErrorKind::ResourcesExhausted } else { kind };
+    StartError { kind, message: format!("{what}: {}", errno.desc()), at }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn instance(template: &serde_json::Value) -> Instance {
+        serde_json::from_value(json!({
+            "apiVersion": "ostler.dev/v1", "kind": "Instance",
+            "metadata": {"name": "web-1", "namespace": "default", "uid": "u"},
+            "spec": {"process": "web", "ordinal": 1, "revision": "r", "ports": {"http": 20001, "admin-ui": 20002}, "template": template},
+        }))
+        .unwrap()
+    }
+
+    fn env(spawn: &wire::Spawn) -> BTreeMap<String, String> {
+        let pair = |bytes: &Vec<u8>| {
+            let text = String::from_utf8(bytes.clone()).unwrap();
+            let (name, value) = text.split_once('=').unwrap();
+            (name.to_owned(), value.to_owned())
+        };
+        spawn.env.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn ports_and_identity_are_injected_and_expanded() {
+        let spawn = command(
+            &instance(&json!({
+                "command": ["serve", "--port=$(PORT)", "$(GREETING)", "$(NOPE)"],
+                "env": [{"name": "GREETING", "value": "I am $(OSTLER_INSTANCE)"}],
+                "ports": [{"name": "http", "port": "auto"}, {"name": "admin-ui", "port": "auto"}],
+            })),
+            7,
+            Timestamp::default(),
+        )
+        .unwrap();
+        let argv: Vec<_> = spawn.argv.iter().map(|word| std::str::from_utf8(word).unwrap()).collect();
+        assert_eq!(argv, ["serve", "--port=20001", "I am web-1", "$(NOPE)"]);
+        let env = env(&spawn);
+        assert_eq!((env["PORT_HTTP"].as_str(), env["PORT_ADMIN_UI"].as_str()), ("20001", "20002"));
+        assert_eq!((env["OSTLER_ORDINAL"].as_str(), env["OSTLER_PROCESS"].as_str()), ("1", "web"));
+        assert_eq!(spawn.log_dir, "logs/default/web-1");
+    }
+
+    #[test]
+    fn nothing_of_our_own_environment_leaks_unless_named() {
+        // Cargo sets this for tests.
+        assert!(std::env::var("CARGO_MANIFEST_DIR").is_ok());
+        let plain = command(&instance(&json!({"command": ["x"]})), 1, Timestamp::default()).unwrap();
+        assert!(!env(&plain).contains_key("CARGO_MANIFEST_DIR"));
+        let named = json!({"command": ["x"], "inheritEnv": ["CARGO_MANIFEST_DIR", "NOT_SET_ANYWHERE"]});
+        let named = env(&command(&instance(&named), 1, Timestamp::default()).unwrap());
+        assert!(named.contains_key("CARGO_MANIFEST_DIR") && !named.contains_key("NOT_SET_ANYWHERE"));
+    }
+
+    #[test]
+    fn an_unknown_user_is_a_start_error() {
+        let error = command(&instance(&json!({"command": ["x"], "user": "no-such-user"})), 1, Timestamp::default());
+        assert_eq!(error.unwrap_err().kind, StartErrorKind::BadUser);
+    }
+
+    #[test]
+    fn errors_of_exec_are_told_apart() {
+        let error = |stage: wire::spawn_error::Stage, errno: i32| {
+            let error = wire::SpawnError { stage: stage.into(), errno, path: "/x".to_owned() };
+            start_error(&error, Timestamp::default()).kind
+        };
+        use wire::spawn_error::Stage;
+        assert_eq!(error(Stage::Exec, 2), StartErrorKind::CommandNotFound);
+        assert_eq!(error(Stage::Exec, 13), StartErrorKind::PermissionDenied);
+        assert_eq!(error(Stage::Exec, 8), StartErrorKind::BadFormat);
+        assert_eq!(error(Stage::WorkingDir, 2), StartErrorKind::BadWorkingDirectory);
+        assert_eq!(error(Stage::Fork, 11), StartErrorKind::ResourcesExhausted);
+    }
+}

@@ -1,0 +1,133 @@
+//! The controller's process: wires store, driver, controller and API together.
+
+use std::ffi::OsString;
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ostler_cli::OnShutdown;
+use ostler_core::Span;
+use ostler_engine::driver::{KeeperDriver, KeeperProgram};
+use ostler_engine::{Clock, Controller, Ended, Options, Start, StartFailed};
+use ostler_keeper::wire;
+use ostler_server::{Daemon, Service, grpc};
+use ostler_store::{DiskStore, OpenError, Store};
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+use crate::flags::{Missing, Received, Shared};
+use crate::{VERSION, story};
+
+/// The exit code of a controller that cannot begin and for which trying again soon is of no use.
+const CANNOT_BEGIN: u8 = 78;
+
+/// Why the controller's process ends early.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error(transparent)]
+    Flags(#[from] Missing),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Start(#[from] StartFailed),
+    #[error("cannot talk to the keeper")]
+    Keeper(#[source] io::Error),
+    #[error("cannot make the socket {path}")]
+    Bind { path: String, source: io::Error },
+    #[error("the store takes no writes")]
+    Store(#[from] ostler_store::Error),
+    #[error("cannot start threads")]
+    Threads(#[source] io::Error),
+}
+
+/// Runs the controller for the keeper that started this process.
+pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let flags = Received::read(args);
+    match begin(&flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            // Also without a subscriber: this is what the person who typed `ostler serve` has to see.
+            eprintln!("error: {}", story(&why));
+            ExitCode::from(CANNOT_BEGIN)
+        }
+    }
+}
+
+fn begin(flags: &Received) -> Result<(), Failed> {
+    let shared = flags.shared()?;
+    let socket = flags.fd("keeper-fd")?;
+    let lock = flags.fd("lock-fd")?;
+    observe(&shared.log);
+    let store = Arc::new(DiskStore::open(&ostler_store::Options::new(shared.state_dir.join("store")))?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("controller")
+        .enable_all()
+        .build()
+        .map_err(Failed::Threads)?;
+    let ended = runtime.block_on(async {
+        let program = KeeperProgram { program: shared.program.clone(), args: shared.to_args("keeper") };
+        let driver = KeeperDriver::connect(socket, lock, program, VERSION).map_err(Failed::Keeper)?;
+        operate(&shared, Arc::clone(&store) as Arc<dyn Store>, driver).await
+    });
+    // Closed before the keeper may end: whoever starts the next daemon finds everything in place.
+    if let Err(why) = store.close() {
+        error!(%why, "the store was not closed properly");
+    }
+    let (ended, mut driver) = ended?;
+    if ended == Ended::Shutdown {
+        use ostler_engine::driver::Driver as _;
+        let _enter = runtime.enter();
+        driver.submit(wire::Shutdown { exit_code: 0 }.into());
+        driver.flush();
+    }
+    runtime.shutdown_background();
+    Ok(())
+}
+
+async fn operate(shared: &Shared, store: Arc<dyn Store>, driver: KeeperDriver) -> Result<(Ended, KeeperDriver), Failed> {
+    let options = Options {
+        state_dir: shared.state_dir.clone(),
+        tick: shared.tick,
+        stop_on_terminate: shared.on_shutdown == OnShutdown::Stop,
+        shutdown_deadline: Span::from_secs(60),
+    };
+    let start = Start { options, store: Arc::clone(&store), driver, clock: Clock::system() };
+    let (controller, handle) = Controller::new(start).await?;
+    let running = tokio::spawn(controller.run());
+    let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let daemon = Daemon {
+        version: VERSION.to_owned(),
+        state_dir: shared.state_dir.clone(),
+        program: shared.program.clone(),
+        started_at: i64::try_from(started.as_nanos()).unwrap_or(i64::MAX),
+    };
+    let service = Service::new(store, handle, daemon).await?;
+    let path = shared.state_dir.join("ostler.sock");
+    let listener =
+        grpc::bind(&path).map_err(|source| Failed::Bind { path: path.display().to_string(), source })?;
+    info!(socket = %path.display(), version = VERSION, "ready");
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(grpc::serve(service, listener, async {
+        // Either way it is time to end.
+        let _ = ended.await;
+    }));
+    let outcome = match running.await {
+        Ok(outcome) => outcome,
+        // The keeper starts another controller, which begins from what is stored.
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    };
+    let _ = end.send(());
+    match serving.await {
+        Ok(Ok(())) => {}
+        Ok(Err(why)) => error!(%why, "the API ended with an error"),
+        Err(why) => error!(%why, "the API ended with a panic"),
+    }
+    Ok(outcome)
+}
+
+fn observe(filter: &str) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+}

@@ -1,0 +1,377 @@
+//! Apply: what a set of manifests would change, and changing it all at once.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use bytes::Bytes;
+use ostler_core::kinds::{Instance, Namespace, PortNumber, Process, ProcessSpec, STOPPED_AT};
+use ostler_core::object::{Applicable, decode, key};
+use ostler_core::plan::process::instance_name;
+use ostler_core::{Kind, Metadata};
+use ostler_store::{Entry, Expect, Key, Op, Revision};
+use serde_json::Value;
+
+use crate::error::{ApiError, Cause, Reason};
+use crate::select::Selection;
+use crate::service::{Service, now};
+
+/// What applying one object came to, or would come to.
+#[derive(Clone, Debug)]
+pub(crate) struct Applied {
+    pub(crate) kind: Kind,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) outcome: Outcome,
+    /// JSON before and after.
+    pub(crate) before: Option<Entry>,
+    pub(crate) after: Bytes,
+    pub(crate) effects: Vec<Effect>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Created,
+    Configured,
+    Unchanged,
+}
+
+/// What will happen to one instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Effect {
+    pub(crate) kind: EffectKind,
+    pub(crate) instance: String,
+    pub(crate) why: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EffectKind {
+    Start,
+    Restart,
+    Stop,
+}
+
+/// The most objects in one request.
+const MOST: usize = 10_000;
+
+impl Service {
+    pub(crate) async fn apply(
+        &self,
+        objects: &[Bytes],
+        dry_run: bool,
+        manager: &str,
+    ) -> Result<(Vec<Applied>, Revision), ApiError> {
+        if objects.len() > MOST {
+            return Err(ApiError::bad(format!("{} objects in one request, at most {MOST} are allowed", objects.len())));
+        }
+        let wanted = parse(objects)?;
+        self.transact(|| {
+            let (mut ops, applied) = self.decide(&wanted, manager)?;
+            if dry_run {
+                ops.clear();
+            }
+            Ok((ops, applied))
+        })
+        .await
+    }
+
+    fn decide(&self, wanted: &[Wanted], manager: &str) -> Result<(Vec<Op>, Vec<Applied>), ApiError> {
+        let mut ops = Vec::new();
+        let mut applied = Vec::with_capacity(wanted.len());
+        let mut causes = Vec::new();
+        for (index, want) in wanted.iter().enumerate() {
+            let mut complain = |field: &str, message: String| {
+                causes.push(Cause { object: index, field: field.to_owned(), message });
+            };
+            let metadata = want.object.metadata();
+            let (kind, namespace, name) = (want.object.kind(), metadata.namespace.as_str(), metadata.name.as_str());
+            if kind.is_namespaced()
+                && let Err(message) = self.check_namespace(namespace, wanted)
+            {
+                complain("metadata.namespace", message);
+                continue;
+            }
+            let store_key: Key = key(kind, namespace, name).into();
+            let before = self.store.get(&store_key);
+            let live = match &before {
+                None => None,
+                Some(entry) => match live(kind, &entry.value) {
+                    Ok(live) => Some(live),
+                    Err(why) => return Err(ApiError::new(Reason::InternalError, format!("{store_key} in the store: {why}"))),
+                },
+            };
+            if live.as_ref().is_some_and(|live| live.metadata().is_deleting()) {
+                complain("", format!("{} {name:?} is being deleted; apply it again when it is gone", kind.resource()));
+                continue;
+            }
+            let merged = merge(want, live.as_ref(), manager);
+            let (object, outcome) = match merged {
+                Ok(merged) => merged,
+                Err(errors) => {
+                    errors.into_iter().for_each(|(field, message)| complain(&field, message));
+                    continue;
+                }
+            };
+            let effects = match (&object, &live) {
+                (Applicable::Process(new), Some(Applicable::Process(old))) => self.effects(new, Some(old)),
+                (Applicable::Process(new), _) => self.effects(new, None),
+                (Applicable::Namespace(_), _) => Vec::new(),
+            };
+            let after: Bytes = match (&before, outcome) {
+                (Some(entry), Outcome::Unchanged) => entry.value.clone(),
+                (_, Outcome::Created | Outcome::Configured | Outcome::Unchanged) => {
+                    serde_json::to_vec(&object.to_json()).unwrap_or_default().into()
+                }
+            };
+            if outcome != Outcome::Unchanged {
+                let expect = before.as_ref().map_or(Expect::Absent, |entry| Expect::Revision(entry.revision));
+                ops.push(Op::put(store_key, after.clone(), expect));
+            }
+            let (namespace, name) = (namespace.to_owned(), name.to_owned());
+            applied.push(Applied { kind, namespace, name, outcome, before, after, effects });
+        }
+        if !ops.is_empty() {
+            self.check_ports(wanted, &mut causes);
+        }
+        if causes.is_empty() { Ok((ops, applied)) } else { Err(invalid(causes)) }
+    }
+
+    fn check_namespace(&self, namespace: &str, wanted: &[Wanted]) -> Result<(), String> {
+        let applied_too =
+            wanted.iter().any(|want| matches!(&want.object, Applicable::Namespace(object) if object.metadata.name == namespace));
+        match self.store.get(&key(Kind::Namespace, "", namespace).into()) {
+            Some(entry) => match serde_json::from_slice::<Namespace>(&entry.value) {
+                Ok(object) if object.metadata.is_deleting() => Err(format!("namespace {namespace:?} is being deleted")),
+                _ => Ok(()),
+            },
+            None if applied_too => Ok(()),
+            None => Err(format!(
+                "namespace {namespace:?} not found; apply it first, or together: apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}"
+            )),
+        }
+    }
+
+    /// Two processes cannot have the same fixed port.
+    fn check_ports(&self, wanted: &[Wanted], causes: &mut Vec<Cause>) {
+        if !wanted.iter().any(|want| matches!(&want.object, Applicable::Process(process) if !process.spec.ports.is_empty())) {
+            return;
+        }
+        let replaced: BTreeSet<(&str, &str)> =
+            wanted.iter().map(|want| (want.object.metadata().namespace.as_str(), want.object.metadata().name.as_str())).collect();
+        let mut holders: BTreeMap<u16, String> = BTreeMap::new();
+        for entry in self.store.list(&Selection::all(Kind::Process, "").prefix()).entries {
+            if replaced.contains(&(entry.key.namespace(), entry.key.name())) {
+                continue;
+            }
+            if let Ok(process) = serde_json::from_slice::<Process>(&entry.value) {
+                for number in fixed_ports(&process.spec) {
+                    holders.insert(number, format!("process {}/{}", entry.key.namespace(), entry.key.name()));
+                }
+            }
+        }
+        for entry in self.store.list(&Selection::all(Kind::Instance, "").prefix()).entries {
+            if let Ok(instance) = serde_json::from_slice::<Instance>(&entry.value)
+                && !replaced.contains(&(instance.metadata.namespace.as_str(), instance.spec.process.as_str()))
+            {
+                for number in instance.spec.ports.values() {
+                    holders
+                        .entry(*number)
+                        .or_insert_with(|| format!("instance {}/{}", entry.key.namespace(), entry.key.name()));
+                }
+            }
+        }
+        for (index, want) in wanted.iter().enumerate() {
+            let Applicable::Process(process) = &want.object else { continue };
+            for (place, port) in process.spec.ports.iter().enumerate() {
+                let PortNumber::Fixed(number) = port.port else { continue };
+                match holders.get(&number.get()) {
+                    Some(holder) => causes.push(Cause {
+                        object: index,
+                        field: format!("spec.ports[{place}].port"),
+                        message: format!("port {number} is taken by {holder}"),
+                    }),
+                    None => {
+                        let metadata = &process.metadata;
+                        holders.insert(number.get(), format!("process {}/{}", metadata.namespace, metadata.name));
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a changed process does to instances.
+    fn effects(&self, new: &Process, old: Option<&Process>) -> Vec<Effect> {
+        let name = &new.metadata.name;
+        let stopped = new.metadata.annotations.contains_key(STOPPED_AT);
+        let existing: BTreeMap<u32, Instance> = if old.is_some() {
+            let prefix = format!("{}/{}/{name}-", Kind::Instance.plural(), new.metadata.namespace);
+            let entries = self.store.list(&prefix).entries;
+            entries
+                .iter()
+                .filter_map(|entry| serde_json::from_slice::<Instance>(&entry.value).ok())
+                .filter(|instance| instance.spec.process == *name)
+                .map(|instance| (instance.spec.ordinal, instance))
+                .collect()
+        } else {
+            BTreeMap::new()
+        };
+        let causes = old.map(|old| new.spec.restart_causes(&old.spec)).unwrap_or_default();
+        let mut effects = Vec::new();
+        let wanted = new.spec.replicas();
+        for ordinal in 0..wanted {
+            let instance = instance_name(name, ordinal);
+            match existing.get(&ordinal) {
+                None if !stopped => {
+                    let why = if old.is_some() { format!("spec.replicas is now {wanted}") } else { "new process".to_owned() };
+                    effects.push(Effect { kind: EffectKind::Start, instance, why });
+                }
+                Some(running) if !causes.is_empty() && running.spec.stopped_at.is_none() && !stopped => {
+                    let why = format!("{} changed", causes.join(", "));
+                    effects.push(Effect { kind: EffectKind::Restart, instance, why });
+                }
+                None | Some(_) => {}
+            }
+        }
+        for (_, instance) in existing.range(wanted..) {
+            let why = format!("spec.replicas is now {wanted}");
+            effects.push(Effect { kind: EffectKind::Stop, instance: instance.metadata.name.clone(), why });
+        }
+        effects
+    }
+}
+
+/// One object of a request.
+struct Wanted {
+    object: Applicable,
+    /// The manifest leaves the number of replicas to whoever set it last.
+    keeps_replicas: bool,
+}
+
+fn parse(objects: &[Bytes]) -> Result<Vec<Wanted>, ApiError> {
+    let mut wanted = Vec::with_capacity(objects.len());
+    let mut causes = Vec::new();
+    let mut seen: HashMap<(Kind, String, String), usize> = HashMap::new();
+    for (index, bytes) in objects.iter().enumerate() {
+        let mut complain = |field: String, message: String| causes.push(Cause { object: index, field, message });
+        let value: Value = match serde_json::from_slice(bytes) {
+            Ok(value) => value,
+            Err(why) => {
+                complain(String::new(), format!("not JSON: {why}"));
+                continue;
+            }
+        };
+        match Applicable::from_json(&value) {
+            Ok(mut object) => {
+                let kind = object.kind();
+                let metadata = object.metadata_mut();
+                if kind.is_namespaced() && metadata.namespace.is_empty() {
+                    "default".clone_into(&mut metadata.namespace);
+                }
+                let identity = (kind, metadata.namespace.clone(), metadata.name.clone());
+                if let Some(first) = seen.insert(identity, index) {
+                    complain("metadata.name".to_owned(), format!("the same object as number {} of this request", first + 1));
+                }
+                let keeps_replicas = matches!(&object, Applicable::Process(process) if process.spec.replicas.is_none());
+                wanted.push(Wanted { object, keeps_replicas });
+            }
+            Err(errors) => errors.into_iter().for_each(|error| complain(error.field, error.message)),
+        }
+    }
+    if causes.is_empty() { Ok(wanted) } else { Err(invalid(causes)) }
+}
+
+fn invalid(causes: Vec<Cause>) -> ApiError {
+    let message = match causes.as_slice() {
+        [Cause { field, message, .. }] if field.is_empty() => message.clone(),
+        [Cause { field, message, .. }] => format!("{field}: {message}"),
+        many => format!("{} errors, nothing was changed", many.len()),
+    };
+    ApiError { causes, ..ApiError::new(Reason::Invalid, message) }
+}
+
+fn live(kind: Kind, json: &[u8]) -> Result<Applicable, String> {
+    let value: Value = serde_json::from_slice(json).map_err(|why| why.to_string())?;
+    match kind {
+        Kind::Namespace => decode(&value).map(Applicable::Namespace).map_err(|why| why.to_string()),
+        Kind::Process => decode(&value).map(Applicable::Process).map_err(|why| why.to_string()),
+        Kind::Instance | Kind::Event => Err("not an object that users apply".to_owned()),
+    }
+}
+
+type FieldErrors = Vec<(String, String)>;
+
+/// The object as it will be stored: spec and labels of the manifest, everything that is ours from the live one.
+fn merge(want: &Wanted, live: Option<&Applicable>, manager: &str) -> Result<(Applicable, Outcome), FieldErrors> {
+    let mut object = want.object.clone();
+    match (&mut object, live) {
+        (Applicable::Process(new), Some(Applicable::Process(old))) => {
+            if want.keeps_replicas {
+                new.spec.replicas = old.spec.replicas;
+                // What was valid with one copy need not be with as many as there are.
+                let errors = ostler_core::validate::process(new);
+                if !errors.is_empty() {
+                    return Err(errors.into_iter().map(|error| (error.field, error.message)).collect());
+                }
+            }
+            new.status = old.status.clone();
+            let changed = new.spec != old.spec;
+            let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
+            Ok((object, outcome))
+        }
+        (Applicable::Namespace(new), Some(Applicable::Namespace(old))) => {
+            new.status = old.status.clone();
+            let outcome = merge_metadata(&mut new.metadata, &old.metadata, false, manager);
+            Ok((object, outcome))
+        }
+        (object_ref, _) => {
+            if let Applicable::Process(process) = object_ref {
+                process.spec.replicas = Some(process.spec.replicas());
+                process.status = ostler_core::kinds::ProcessStatus::default();
+            }
+            let metadata = object.metadata_mut();
+            *metadata = Metadata {
+                uid: uuid::Uuid::new_v4().to_string(),
+                generation: 1,
+                creation_timestamp: Some(now()),
+                ..given(metadata)
+            };
+            metadata.applied_by(manager, now());
+            Ok((object, Outcome::Created))
+        }
+    }
+}
+
+/// What a manifest may say of metadata.
+fn given(metadata: &Metadata) -> Metadata {
+    Metadata {
+        name: metadata.name.clone(),
+        namespace: metadata.namespace.clone(),
+        labels: metadata.labels.clone(),
+        annotations: metadata.annotations.clone(),
+        ..Metadata::default()
+    }
+}
+
+fn merge_metadata(new: &mut Metadata, old: &Metadata, spec_changed: bool, manager: &str) -> Outcome {
+    let mut annotations = new.annotations.clone();
+    for (key, value) in &old.annotations {
+        if key.starts_with("ostler.dev/") {
+            annotations.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    let changed = spec_changed || annotations != old.annotations || new.labels != old.labels;
+    *new = Metadata { annotations, labels: new.labels.clone(), ..old.clone() };
+    if !changed {
+        return Outcome::Unchanged;
+    }
+    if spec_changed {
+        new.generation += 1;
+    }
+    new.applied_by(manager, now());
+    Outcome::Configured
+}
+
+fn fixed_ports(spec: &ProcessSpec) -> impl Iterator<Item = u16> {
+    spec.ports.iter().filter_map(|port| match port.port {
+        PortNumber::Fixed(number) => Some(number.get()),
+        PortNumber::Auto(_) => None,
+    })
+}

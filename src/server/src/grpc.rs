@@ -1,0 +1,480 @@
+//! The API over gRPC on a unix socket: translation only.
+
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ostler_core::{Kind, Span};
+use ostler_engine::Action;
+use ostler_keeper::logs::{Attempts, Filter, Stream as LogStream};
+use ostler_rpc::v1;
+use ostler_rpc::v1::ostler_server::{Ostler, OstlerServer};
+use ostler_store::{Entry, EventKind, Health, Revision, WatchEnded};
+use prost::Message as _;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::metadata::{MetadataKey, MetadataValue};
+use tonic::{Code, Request, Response, Status};
+use tracing::{info, warn};
+
+use crate::apply::{Applied, EffectKind, Outcome};
+use crate::error::{ApiError, Reason};
+use crate::logs::LogQuery;
+use crate::select::{self, Selection};
+use crate::service::Service;
+use crate::usage;
+
+type Answer<T> = Result<Response<T>, Status>;
+type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Objects in one page of a list.
+const PAGE: usize = 256;
+
+/// Requests at the same time on one connection.
+const CONCURRENCY: u32 = 256;
+
+/// Makes the socket `path`, readable and writable by its owner only. A socket left by a dead daemon is replaced: the
+/// caller holds the lock of the state directory.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt as _;
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(why) if why.kind() == io::ErrorKind::NotFound => {}
+        Err(why) => return Err(why),
+    }
+    // The directory is 0700, so nobody can connect between these two calls.
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves until `ended` resolves, then lets requests that are under way finish for a moment.
+pub async fn serve(service: Service, listener: UnixListener, ended: impl Future<Output = ()> + Send + 'static) -> Result<(), tonic::transport::Error> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<OstlerServer<Service>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(ostler_rpc::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    let reflection = match reflection {
+        Ok(reflection) => Some(reflection),
+        Err(why) => {
+            warn!(%why, "no reflection");
+            None
+        }
+    };
+    let api = OstlerServer::new(service)
+        .max_decoding_message_size(ostler_rpc::MAX_MESSAGE)
+        .max_encoding_message_size(ostler_rpc::MAX_MESSAGE);
+    let incoming = UnixListenerStream::new(listener).filter(|connection| connection.as_ref().map_or(true, is_allowed));
+    let (drain, drained) = tokio::sync::oneshot::channel::<()>();
+    let server = tonic::transport::Server::builder()
+        .max_concurrent_streams(Some(CONCURRENCY))
+        .concurrency_limit_per_connection(CONCURRENCY as usize)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .add_service(health_service)
+        .add_optional_service(reflection)
+        .add_service(api)
+        .serve_with_incoming_shutdown(incoming, async move {
+            ended.await;
+            let _ = drain.send(());
+        });
+    tokio::select! {
+        result = server => result,
+        // Followers and watchers never finish by themselves.
+        () = async {
+            let _ = drained.await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        } => Ok(()),
+    }
+}
+
+/// Only the user that the daemon runs as, and root, may connect, whatever became of the socket's mode.
+fn is_allowed(connection: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    match connection.peer_cred() {
+        Ok(peer) if peer.uid() == own || peer.uid() == 0 => true,
+        Ok(peer) => {
+            warn!(uid = peer.uid(), "refused a connection of another user");
+            false
+        }
+        Err(why) => {
+            warn!(%why, "refused a connection whose user is unknown");
+            false
+        }
+    }
+}
+
+impl From<ApiError> for Status {
+    fn from(error: ApiError) -> Self {
+        let code = match error.reason {
+            Reason::NotFound => Code::NotFound,
+            Reason::Conflict => Code::Aborted,
+            Reason::Invalid | Reason::BadRequest => Code::InvalidArgument,
+            Reason::Forbidden => Code::PermissionDenied,
+            Reason::Expired => Code::OutOfRange,
+            Reason::ServiceUnavailable => Code::Unavailable,
+            Reason::InternalError => Code::Internal,
+        };
+        // Headers are limited; the first causes are the ones to mend first.
+        let causes = error.causes.iter().take(40).map(|cause| v1::Cause {
+            object: cause.object as u32,
+            field: cause.field.clone(),
+            message: cause.message.clone(),
+        });
+        let details = v1::Status {
+            reason: error.reason.name().to_owned(),
+            causes: causes.collect(),
+            hint: error.hint.clone().unwrap_or_default(),
+        };
+        let mut status = Self::new(code, error.message);
+        if let Ok(key) = MetadataKey::from_bytes(ostler_rpc::STATUS_METADATA.as_bytes()) {
+            status.metadata_mut().insert_bin(key, MetadataValue::from_bytes(&details.encode_to_vec()));
+        }
+        status
+    }
+}
+
+fn selection(selector: Option<v1::Selector>) -> Result<Selection, ApiError> {
+    Selection::parse(&selector.ok_or_else(|| ApiError::bad("a selector is needed"))?)
+}
+
+fn object(value: &Bytes, revision: Revision) -> v1::Object {
+    v1::Object { json: value.clone(), revision }
+}
+
+fn entry_object(entry: &Entry) -> v1::Object {
+    object(&entry.value, entry.revision)
+}
+
+fn reference(kind: Kind, namespace: &str, name: &str) -> v1::Reference {
+    v1::Reference { kind: kind.name().to_owned(), namespace: namespace.to_owned(), name: name.to_owned() }
+}
+
+fn applied(applied: Applied, revision: Revision) -> v1::Applied {
+    use v1::applied::Result as Outcomes;
+    use v1::effect::Kind as Effects;
+    let outcome = match applied.outcome {
+        Outcome::Created => Outcomes::Created,
+        Outcome::Configured => Outcomes::Configured,
+        Outcome::Unchanged => Outcomes::Unchanged,
+    };
+    let unchanged = applied.outcome == Outcome::Unchanged;
+    let after_revision = applied.before.as_ref().filter(|_| unchanged).map_or(revision, |before| before.revision);
+    v1::Applied {
+        object: Some(reference(applied.kind, &applied.namespace, &applied.name)),
+        result: outcome.into(),
+        before: applied.before.as_ref().map(entry_object),
+        after: Some(object(&applied.after, after_revision)),
+        effects: applied
+            .effects
+            .into_iter()
+            .map(|effect| v1::Effect {
+                kind: match effect.kind {
+                    EffectKind::Start => Effects::Start,
+                    EffectKind::Restart => Effects::Restart,
+                    EffectKind::Stop => Effects::Stop,
+                }
+                .into(),
+                instance: effect.instance,
+                why: effect.why,
+            })
+            .collect(),
+    }
+}
+
+/// One event of the store as a watcher with a selection sees it; None when it concerns nothing that was selected.
+fn watch_event(event: &ostler_store::Event, selection: &Selection) -> Option<v1::WatchEvent> {
+    use v1::watch_event::Type;
+    let before = event.prior.as_ref().filter(|prior| selection.matches(&event.key, prior));
+    let after = match &event.kind {
+        EventKind::Put(value) => Some(value).filter(|value| selection.matches(&event.key, value)),
+        EventKind::Delete => None,
+    };
+    let (kind, value) = match (before, after) {
+        (None, None) => return None,
+        (None, Some(value)) => (Type::Added, value),
+        (Some(_), Some(value)) => (Type::Modified, value),
+        (Some(value), None) => (Type::Deleted, value),
+    };
+    Some(v1::WatchEvent { r#type: kind.into(), object: Some(object(value, event.revision)), revision: event.revision })
+}
+
+#[tonic::async_trait]
+impl Ostler for Service {
+    type ListStream = Streaming<v1::ListPage>;
+    type WatchStream = ReceiverStream<Result<v1::WatchBatch, Status>>;
+    type LogsStream = Streaming<v1::LogChunk>;
+
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Answer<v1::ApplyResponse> {
+        let request = request.into_inner();
+        let manager = if request.field_manager.is_empty() { "ostler apply" } else { &request.field_manager };
+        let (results, revision) = Service::apply(self, &request.objects, request.dry_run, manager).await?;
+        let results = results.into_iter().map(|result| applied(result, revision)).collect();
+        Ok(Response::new(v1::ApplyResponse { results, revision }))
+    }
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::Object> {
+        let wanted = request.into_inner().object.unwrap_or_default();
+        let entry = Service::get(self, select::kind(&wanted.kind)?, &wanted.namespace, &wanted.name)?;
+        Ok(Response::new(entry_object(&entry)))
+    }
+
+    async fn list(&self, request: Request<v1::ListRequest>) -> Answer<Self::ListStream> {
+        let (entries, revision) = Service::list(self, &selection(request.into_inner().selector)?)?;
+        let mut pages: Vec<_> = entries
+            .chunks(PAGE)
+            .map(|page| Ok(v1::ListPage { items: page.iter().map(entry_object).collect(), revision }))
+            .collect();
+        if pages.is_empty() {
+            pages.push(Ok(v1::ListPage { items: Vec::new(), revision }));
+        }
+        Ok(Response::new(Box::pin(tokio_stream::iter(pages))))
+    }
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Answer<Self::WatchStream> {
+        use v1::watch_event::Type;
+        let request = request.into_inner();
+        let mut selection = selection(request.selector)?;
+        let mut first = Vec::new();
+        let mut from = request.from_revision;
+        if from == 0 {
+            // A watch may wait for a name that does not exist yet.
+            let names = std::mem::take(&mut selection.names);
+            let (entries, revision) = Service::list(self, &selection)?;
+            selection.names = names;
+            from = revision;
+            first.extend(entries.iter().filter(|entry| selection.matches(&entry.key, &entry.value)).map(|entry| {
+                v1::WatchEvent { r#type: Type::Added.into(), object: Some(entry_object(entry)), revision: entry.revision }
+            }));
+            first.push(v1::WatchEvent { r#type: Type::Bookmark.into(), object: None, revision });
+        }
+        let mut watch = Service::watch(self, &selection, from)?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        tokio::spawn(async move {
+            for page in first.chunks(PAGE) {
+                if sender.send(Ok(v1::WatchBatch { events: page.to_vec() })).await.is_err() {
+                    return;
+                }
+            }
+            loop {
+                let batch = tokio::select! {
+                    batch = watch.next() => batch,
+                    () = sender.closed() => return,
+                };
+                let message = match batch {
+                    Ok(events) => {
+                        let events: Vec<_> = events.iter().filter_map(|event| watch_event(event, &selection)).collect();
+                        if events.is_empty() {
+                            continue;
+                        }
+                        Ok(v1::WatchBatch { events })
+                    }
+                    Err(WatchEnded::Compacted(why)) => Err(ApiError::new(Reason::Expired, why.to_string()).into()),
+                    Err(WatchEnded::Closed) => Err(ApiError::new(Reason::ServiceUnavailable, "the daemon is ending").into()),
+                };
+                let over = message.is_err();
+                if sender.send(message).await.is_err() || over {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn delete(&self, request: Request<v1::DeleteRequest>) -> Answer<v1::DeleteResponse> {
+        let request = request.into_inner();
+        let selection = selection(request.selector)?;
+        let (objects, revision) =
+            Service::delete(self, &selection, request.all, request.dry_run, request.grace_period_ms).await?;
+        let objects = objects.iter().map(|(kind, namespace, name)| reference(*kind, namespace, name)).collect();
+        Ok(Response::new(v1::DeleteResponse { objects, revision }))
+    }
+
+    async fn act(&self, request: Request<v1::ActRequest>) -> Answer<v1::ActResponse> {
+        let request = request.into_inner();
+        let action = match request.action() {
+            v1::act_request::Action::Restart => Action::Restart,
+            v1::act_request::Action::Stop => Action::Stop,
+            v1::act_request::Action::Start => Action::Start,
+            v1::act_request::Action::Unspecified => return Err(ApiError::bad("an action is needed").into()),
+        };
+        let (acted, revision) = Service::act(self, &selection(request.selector)?, request.all, action).await?;
+        let results = acted
+            .into_iter()
+            .map(|acted| v1::Acted {
+                object: Some(reference(acted.kind, &acted.namespace, &acted.name)),
+                changed: acted.changed,
+                message: acted.message,
+            })
+            .collect();
+        Ok(Response::new(v1::ActResponse { results, revision }))
+    }
+
+    async fn signal(&self, request: Request<v1::SignalRequest>) -> Answer<v1::SignalResponse> {
+        let request = request.into_inner();
+        let selection = selection(request.selector)?;
+        let instances = Service::signal(self, &selection, request.all, request.signal, request.tree).await?;
+        let instances =
+            instances.iter().map(|instance| reference(Kind::Instance, &instance.namespace, &instance.name)).collect();
+        Ok(Response::new(v1::SignalResponse { instances }))
+    }
+
+    async fn scale(&self, request: Request<v1::ScaleRequest>) -> Answer<v1::ScaleResponse> {
+        let request = request.into_inner();
+        let target = request.object.unwrap_or_default();
+        let kind = select::kind(&target.kind)?;
+        if kind != Kind::Process {
+            return Err(ApiError::bad(format!("a {kind} has no replicas; name a process")).into());
+        }
+        let (entry, changed) =
+            Service::scale(self, &target.namespace, &target.name, request.replicas, request.current_replicas).await?;
+        Ok(Response::new(v1::ScaleResponse { object: Some(entry_object(&entry)), changed }))
+    }
+
+    async fn logs(&self, request: Request<v1::LogsRequest>) -> Answer<Self::LogsStream> {
+        use v1::logs_request::Stream as Streams;
+        let request = request.into_inner();
+        let stream = match request.stream() {
+            Streams::All => None,
+            Streams::Stdout => Some(LogStream::Stdout),
+            Streams::Stderr => Some(LogStream::Stderr),
+        };
+        let attempts = match (request.previous, request.all_attempts) {
+            (true, true) => return Err(ApiError::bad("previous and all_attempts exclude each other").into()),
+            (true, false) => Attempts::Previous,
+            (false, true) => Attempts::All,
+            (false, false) => Attempts::Current,
+        };
+        let since = (request.since != 0).then_some(request.since);
+        let query = LogQuery {
+            namespace: request.namespace,
+            instance: request.instance,
+            follow: request.follow,
+            filter: Filter { attempts, stream, since, tail: request.tail_lines },
+            after: request.resume.map(|cursor| (cursor.sequence, cursor.offset)),
+        };
+        let chunks = Service::logs(self, query)?;
+        let stream = ReceiverStream::new(chunks).map(|chunk| {
+            let chunk = chunk.map_err(Status::from)?;
+            let stream = match chunk.stream {
+                LogStream::Stdout => Streams::Stdout,
+                LogStream::Stderr => Streams::Stderr,
+            };
+            let offset = chunk.offset + chunk.data.len() as u64;
+            Ok(v1::LogChunk {
+                stream: stream.into(),
+                attempt: chunk.attempt,
+                at: chunk.at_nanos,
+                data: chunk.data.into(),
+                next: Some(v1::LogPosition { sequence: chunk.sequence, offset }),
+            })
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn usage(&self, request: Request<v1::UsageRequest>) -> Answer<v1::UsageResponse> {
+        let mut selector = request.into_inner().selector.unwrap_or_default();
+        usage::KIND.name().clone_into(&mut selector.kind);
+        let (entries, _) = Service::list(self, &Selection::parse(&selector)?)?;
+        let read = tokio::task::spawn_blocking(move || (usage::read(&entries), usage::node())).await;
+        let (instances, node) = read.map_err(|why| ApiError::new(Reason::InternalError, why.to_string()))?;
+        let instances = instances
+            .into_iter()
+            .map(|usage| v1::InstanceUsage {
+                instance: Some(reference(usage::KIND, &usage.namespace, &usage.name)),
+                pid: usage.pid,
+                cpu_time: usage.cpu_time,
+                rss: usage.rss,
+                processes: usage.processes,
+                threads: usage.threads,
+            })
+            .collect();
+        let node = v1::NodeUsage {
+            cpus: node.cpus,
+            memory_total: node.memory_total,
+            memory_available: node.memory_available,
+            load1: node.load1,
+        };
+        let at = crate::service::now().as_micros() * 1000;
+        Ok(Response::new(v1::UsageResponse { instances, node: Some(node), at }))
+    }
+
+    async fn info(&self, _request: Request<v1::InfoRequest>) -> Answer<v1::InfoResponse> {
+        let overview = self.controller.overview().await.map_err(ApiError::from)?;
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        Ok(Response::new(v1::InfoResponse {
+            version: self.daemon.version.clone(),
+            state_dir: self.daemon.state_dir.display().to_string(),
+            keeper_pid: overview.keeper_pid,
+            controller_pid: i32::try_from(std::process::id()).unwrap_or_default(),
+            keeper_version: overview.keeper_version,
+            cgroups: overview.cgroups,
+            boot_id: ostler_keeper::wire::boot_id().unwrap_or_default(),
+            started_at: self.daemon.started_at,
+            revision: self.store.revision(),
+            store: match self.store.health() {
+                Health::Ok => "ok".to_owned(),
+                Health::ReadOnly { why, .. } => why,
+            },
+            instances: overview.instances as u64,
+            open_files_limit: limit,
+        }))
+    }
+
+    async fn backup(&self, _request: Request<v1::BackupRequest>) -> Answer<v1::BackupResponse> {
+        let store = std::sync::Arc::clone(&self.store);
+        let name = format!("manual-{}.ostler-backup", crate::service::now().as_micros());
+        let path = self.daemon.state_dir.join("backup").join(name);
+        let to = path.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            if let Some(directory) = to.parent() {
+                std::fs::create_dir_all(directory).map_err(|why| why.to_string())?;
+            }
+            let revision = store.backup(&to).map_err(|why| why.to_string())?;
+            Ok::<_, String>((revision, store.list("").entries.len() as u64))
+        });
+        let done = done.await.map_err(|why| ApiError::new(Reason::InternalError, why.to_string()))?;
+        let (revision, entries) = done.map_err(|why| ApiError::new(Reason::InternalError, why))?;
+        Ok(Response::new(v1::BackupResponse { path: path.display().to_string(), revision, entries }))
+    }
+
+    async fn upgrade(&self, request: Request<v1::UpgradeRequest>) -> Answer<v1::UpgradeResponse> {
+        let asked = request.into_inner().binary;
+        let binary = if asked.is_empty() { self.daemon.program.clone() } else { asked.into() };
+        if !binary.is_absolute() {
+            return Err(ApiError::bad(format!("{} is not an absolute path", binary.display())).into());
+        }
+        let to_version = version_of(&binary).await?;
+        info!(binary = %binary.display(), to_version, "upgrading");
+        self.controller.upgrade(binary).await.map_err(ApiError::from)?;
+        Ok(Response::new(v1::UpgradeResponse { from_version: self.daemon.version.clone(), to_version }))
+    }
+
+    async fn shutdown(&self, request: Request<v1::ShutdownRequest>) -> Answer<v1::ShutdownResponse> {
+        let request = request.into_inner();
+        let deadline = if request.deadline_ms == 0 { Span::from_secs(60) } else { Span::from_millis(request.deadline_ms) };
+        self.controller.shutdown(request.stop_instances.then_some(deadline)).await.map_err(ApiError::from)?;
+        Ok(Response::new(v1::ShutdownResponse {}))
+    }
+}
+
+/// Asks a program for its version, which also shows that it can be run at all.
+async fn version_of(binary: &Path) -> Result<String, ApiError> {
+    let asking = tokio::process::Command::new(binary).arg("--version").kill_on_drop(true).output();
+    let bad = |why: String| {
+        ApiError::bad(format!("{} cannot take over: {why}", binary.display())).hint("the running daemon goes on unchanged")
+    };
+    let output = tokio::time::timeout(Duration::from_secs(10), asking)
+        .await
+        .map_err(|_| bad("it does not answer --version".to_owned()))?
+        .map_err(|why| bad(why.to_string()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.trim().strip_prefix("ostler ") {
+        Some(version) if output.status.success() => Ok(version.to_owned()),
+        _ => Err(bad("it does not say that it is ostler".to_owned())),
+    }
+}

@@ -1,0 +1,16 @@
+//! The API: what may be asked of the daemon, and how it travels.
+//!
+//! [`Service`] is neutral of transports: it validates, compares and swaps in the store, and asks the controller. [`grpc`]
+//! translates. Nothing here decides what runs; that is the controller's.
+
+mod apply;
+mod error;
+pub mod grpc;
+mod logs;
+mod mutate;
+mod select;
+mod service;
+mod usage;
+
+pub use error::{ApiError, Cause, Reason};
+pub use service::{Daemon, Service};

@@ -1,0 +1,118 @@
+//! What the API can do, whatever it travels over: reading, and the parts that all writes share.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ostler_core::kinds::{Namespace, NamespaceSpec, NamespaceStatus};
+use ostler_core::object::key;
+use ostler_core::{Kind, Metadata, Timestamp};
+use ostler_engine::Handle;
+use ostler_store::{Durability, Entry, Expect, Key, Op, Revision, Store, Watch};
+
+use crate::error::{ApiError, Reason};
+use crate::select::Selection;
+
+/// Facts about the daemon that do not change while it runs.
+#[derive(Clone, Debug)]
+pub struct Daemon {
+    /// Version of the program.
+    pub version: String,
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// The program, for upgrades without a path.
+    pub program: PathBuf,
+    /// When this controller began, Unix time in nanoseconds.
+    pub started_at: i64,
+}
+
+/// The API.
+#[derive(Clone)]
+pub struct Service {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) controller: Handle,
+    pub(crate) daemon: Arc<Daemon>,
+}
+
+/// How often a write is tried again when somebody else wrote the same object in between. Each try means that another
+/// writer succeeded, so this is reached only when dozens write the same object.
+const TRIES: usize = 64;
+
+impl Service {
+    /// Puts the API over a store and a controller. Makes the namespace `default` if there is none.
+    pub async fn new(store: Arc<dyn Store>, controller: Handle, daemon: Daemon) -> Result<Self, ostler_store::Error> {
+        let service = Self { store, controller, daemon: Arc::new(daemon) };
+        let key: Key = key(Kind::Namespace, "", "default").into();
+        if service.store.get(&key).is_none() {
+            let namespace = Namespace {
+                api_version: Kind::Namespace.api_version().to_owned(),
+                kind: Kind::Namespace.name().to_owned(),
+                metadata: Metadata {
+                    name: "default".to_owned(),
+                    uid: uuid::Uuid::new_v4().to_string(),
+                    creation_timestamp: Some(now()),
+                    generation: 1,
+                    ..Metadata::default()
+                },
+                spec: NamespaceSpec::default(),
+                status: NamespaceStatus::default(),
+            };
+            let value = serde_json::to_vec(&namespace).unwrap_or_default();
+            match service.store.commit(vec![Op::put(key, value, Expect::Absent)], Durability::Crash).await {
+                Ok(_) | Err(ostler_store::Error::Conflict { .. } | ostler_store::Error::ReadOnly { .. }) => {}
+                Err(why) => return Err(why),
+            }
+        }
+        Ok(service)
+    }
+
+    /// One object.
+    pub fn get(&self, kind: Kind, namespace: &str, name: &str) -> Result<Entry, ApiError> {
+        self.store.get(&key(kind, namespace, name).into()).ok_or_else(|| ApiError::not_found(kind, name))
+    }
+
+    /// Every object that a selection matches, and the revision they are the state of. A name that was asked for and
+    /// does not exist is an error.
+    pub fn list(&self, selection: &Selection) -> Result<(Vec<Entry>, Revision), ApiError> {
+        let snapshot = self.store.list(&selection.prefix());
+        let entries: Vec<Entry> =
+            snapshot.entries.into_iter().filter(|entry| selection.matches(&entry.key, &entry.value)).collect();
+        for name in &selection.names {
+            if !entries.iter().any(|entry| entry.key.name() == name) {
+                return Err(ApiError::not_found(selection.kind, name));
+            }
+        }
+        Ok((entries, snapshot.revision))
+    }
+
+    /// Everything that happens to what a selection may match, after a revision.
+    pub(crate) fn watch(&self, selection: &Selection, from: Revision) -> Result<Watch, ApiError> {
+        self.store.watch(&selection.prefix(), from).map_err(|why| ApiError::new(Reason::Expired, why.to_string()))
+    }
+
+    /// Decides on a state of the store and commits; decides anew when the state has changed in between. `decide`
+    /// returns no operations when there is nothing to change.
+    pub(crate) async fn transact<T>(
+        &self,
+        mut decide: impl FnMut() -> Result<(Vec<Op>, T), ApiError>,
+    ) -> Result<(T, Revision), ApiError> {
+        let mut tries = 0;
+        loop {
+            let (ops, result) = decide()?;
+            if ops.is_empty() {
+                return Ok((result, self.store.revision()));
+            }
+            match self.store.commit(ops, Durability::Durable).await {
+                Ok(revision) => return Ok((result, revision)),
+                Err(ostler_store::Error::Conflict { .. }) if tries < TRIES => tries += 1,
+                Err(why) => return Err(why.into()),
+            }
+        }
+    }
+}
+
+/// The wall clock.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
