@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn errors_of_exec_are_told_apart() {
         let error = |stage: wire::spawn_error::Stage, errno: i32| {
-            let error = wire::SpawnError { stage: stage.into(), errno, path: "/x".to_owned() };
+            let error = wire::SpawnError { stage: stage.into(), errno, path: "/x".to_owned(), ..wire::SpawnError::default() };
             start_error(&error, Timestamp::default()).kind
         };
         use wire::spawn_error::Stage;

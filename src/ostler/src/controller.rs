@@ -118,6 +118,10 @@ async fn operate(shared: &Shared, store: Arc<dyn Store>, driver: KeeperDriver) -
         // The keeper starts another controller, which begins from what is stored.
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     };
+    if matches!(outcome.0, Ended::Shutdown) {
+        // Clients need not find out by a refused connection.
+        let _ = std::fs::remove_file(&path);
+    }
     let _ = end.send(());
     match serving.await {
         Ok(Ok(())) => {}

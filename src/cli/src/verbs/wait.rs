@@ -47,7 +47,6 @@ pub(crate) struct Args {
 pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
     // Looking once still takes a round trip.
     let once = args.timeout.is_zero();
-    let once = args.timeout.is_zero();
     let deadline = Instant::now() + if once { LOOK } else { args.timeout };
     let targets = targets::parse(&args.targets)?;
     if !once {

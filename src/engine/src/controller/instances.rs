@@ -137,6 +137,21 @@ impl<D: Driver> Controller<D> {
         }
     }
 
+    /// Writes what has changed of the instances of a process now, whether or not a batch is under way.
+    pub(crate) fn write_instances_of(&mut self, process: &Id) {
+        let changed: Vec<Id> = self
+            .world
+            .by_process
+            .get(process)
+            .into_iter()
+            .flatten()
+            .map(|(_, id)| id)
+            .filter(|id| self.writer.take_mark(id))
+            .cloned()
+            .collect();
+        self.commit_records(changed);
+    }
+
     /// Records of instances that may not run before they are stored.
     pub(crate) fn commit_records(&mut self, ids: Vec<Id>) {
         for chunk in ids.chunks(BATCH) {
@@ -154,8 +169,11 @@ impl<D: Driver> Controller<D> {
 
     pub(crate) fn take_outcome(&mut self, outcome: Outcome) {
         let Outcome { ticket, result } = outcome;
-        if let Err(why) = &result {
-            warn!(%why, "not stored");
+        match &result {
+            // The API wrote the object in between; the watch brings that, and the plan is made anew.
+            Err(why @ ostler_store::Error::Conflict { .. }) => debug!(%why, "decided on an older state"),
+            Err(why) => warn!(%why, "not stored"),
+            Ok(_) => {}
         }
         match (ticket, result) {
             (Ticket::Batch(written) | Ticket::Records(written), Ok(_)) => self.stored(written),

@@ -62,6 +62,8 @@ impl<D: Driver> Controller<D> {
             entry.object.status = plan.status;
             let Ok(value) = serde_json::to_vec(&entry.object) else { return };
             entry.writing = true;
+            // Whoever reads that all are ready must find them so: the instances first, in the order of submission.
+            self.write_instances_of(process_id);
             let ops = vec![Op::put(store_key, value, expect)];
             self.writer.commit(ops, Durability::Crash, Ticket::Process(process_id.clone()));
         }

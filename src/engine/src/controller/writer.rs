@@ -58,6 +58,11 @@ impl Writer {
         }
     }
 
+    /// Whether the instance had to be written; it has not any more.
+    pub(crate) fn take_mark(&mut self, id: &Id) -> bool {
+        self.dirty.remove(id)
+    }
+
     /// What to put into the next batch, at most `most`; None when there is nothing to write or a batch is under way.
     pub(crate) fn next_batch(&mut self, most: usize) -> Option<Vec<Id>> {
         if self.batch_under_way || self.held_back || self.dirty.is_empty() {
@@ -97,7 +102,7 @@ impl Writer {
                 if matches!(outcome.ticket, Ticket::Batch(_)) {
                     self.batch_under_way = false;
                 }
-                self.held_back |= outcome.result.is_err();
+                self.held_back |= outcome.result.as_ref().is_err_and(Error::is_retryable);
                 outcome
             }
             // `self` holds a sender.
