@@ -18,7 +18,8 @@ use crate::{kinds, signal};
 pub struct Observed {
     /// Whether the keeper has reported everything it holds. Until then nothing is known, and nothing is decided.
     pub synced: bool,
-    /// The record of the instance would survive our own crash; before that no process may depend on it.
+    /// The record of the instance, with what it is to be started from, would survive our own crash; before that no
+    /// process may depend on it.
     pub recorded: bool,
     /// An attempt that the keeper was told to start and has not reported yet.
     pub starting: Option<u64>,
@@ -142,6 +143,8 @@ impl StartErrorKind {
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Store the status before anything else follows from it.
+    Record,
     /// Start this attempt.
     Spawn {
         /// Its number, never used before.
@@ -516,6 +519,15 @@ impl Planner<'_> {
             self.wake(due);
             return;
         }
+        let goal = (&spec.revision, spec.restarted_at, spec.started_at);
+        if (&status.revision, status.restarted_at, status.start_answered) != goal {
+            // A controller that crashes after the start must find out what was started, or it would do it again.
+            status.revision.clone_from(&spec.revision);
+            status.restarted_at = spec.restarted_at;
+            status.start_answered = spec.started_at;
+            self.plan.actions.push(Action::Record);
+            return;
+        }
         if !self.observed.recorded {
             self.enter(Phase::Pending, "Recording", String::new());
             return;
@@ -526,9 +538,6 @@ impl Planner<'_> {
         }
         status.next_start_at = None;
         status.started_at = None;
-        status.revision.clone_from(&spec.revision);
-        status.restarted_at = spec.restarted_at;
-        status.start_answered = spec.started_at;
         breaker::started(&mut status.breaker);
         let attempt = status.attempt;
         self.plan.actions.push(Action::Spawn { attempt });

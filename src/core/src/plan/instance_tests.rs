@@ -87,6 +87,7 @@ impl World {
 
     fn act(&mut self, action: &Action) {
         match *action {
+            Action::Record => {}
             Action::Spawn { attempt } => {
                 assert!(self.observed.attempts.iter().all(|held| held.state.is_over()), "a second copy");
                 assert!(self.spawned.iter().all(|(number, _)| *number < attempt), "a number used twice");
@@ -173,6 +174,19 @@ fn nothing_starts_before_the_record_is_safe() {
     world.observed.recorded = true;
     world.settle();
     assert_eq!(world.spawned.len(), 1);
+}
+
+#[test]
+fn what_is_started_is_recorded_before_it_is_started() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    world.end(ExitStatus::Signal(9));
+    world.instance.spec.restarted_at = Some(world.now);
+    let first = plan(&world.instance, &world.observed, world.now);
+    assert_eq!(first.actions, [Action::Record]);
+    assert_eq!(first.status.restarted_at, world.instance.spec.restarted_at);
+    world.settle();
+    assert_eq!(world.spawned.len(), 2);
 }
 
 #[test]

@@ -30,7 +30,7 @@ impl<D: Driver> Controller<D> {
             return;
         }
         entry.observed.shutdown = self.ending.as_ref().and_then(super::commands::Ending::stop_by);
-        entry.observed.recorded = entry.stored > 0;
+        entry.observed.recorded = entry.stored >= entry.needs;
         let plan = plan(&entry.object, &entry.observed, now);
         if plan.status != entry.object.status {
             let before = &entry.object.status;
@@ -61,6 +61,11 @@ impl<D: Driver> Controller<D> {
         let Some(entry) = self.world.instances.get_mut(id) else { return };
         let uid = entry.object.metadata.uid.clone();
         match action {
+            Action::Record => {
+                entry.must_be_stored();
+                self.writer.take_mark(id);
+                self.commit_records(vec![id.clone()]);
+            }
             Action::Spawn { attempt } => match spawn::command(&entry.object, attempt, now) {
                 Ok(command) => {
                     entry.observed.starting = Some(attempt);
@@ -210,7 +215,7 @@ impl<D: Driver> Controller<D> {
     fn stored(&mut self, written: Vec<(Id, u64)>) {
         for (id, version) in written {
             let Some(entry) = self.world.instances.get_mut(&id) else { continue };
-            let first = entry.stored == 0;
+            let waiting = entry.stored < entry.needs;
             entry.stored = entry.stored.max(version);
             let stored = entry.stored;
             let deleting = entry.object.metadata.is_deleting();
@@ -227,7 +232,7 @@ impl<D: Driver> Controller<D> {
                 }
                 !due
             });
-            if first || forgotten {
+            if waiting || forgotten {
                 self.queue.add(Request::Instance(id));
             }
         }

@@ -144,10 +144,11 @@ impl<D: Driver> Controller<D> {
             let woken = tokio::select! {
                 biased;
                 events = self.driver.next() => Woken::Driver(events),
-                outcome = self.writer.next() => Woken::Written(outcome),
-                command = self.commands.recv() => Woken::Command(command),
+                // Before outcomes: a commit is seen in the watch before it is acknowledged.
                 events = self.processes.next() => Woken::Processes(events),
                 events = self.namespaces.next() => Woken::Namespaces(events),
+                outcome = self.writer.next() => Woken::Written(outcome),
+                command = self.commands.recv() => Woken::Command(command),
                 _ = ticks.tick() => {
                     self.tick();
                     Woken::Time

@@ -89,14 +89,14 @@ impl<D: Driver> Controller<D> {
             self.assign_ports(&mut spec, &name, &mut taken);
             let instance_id = id(&metadata.namespace, &name);
             let orphan = self.claim_orphan(&instance_id);
-            let mut status = InstanceStatus::default();
+            // With the first record it is known what is started from it. An orphan is taken over as the same.
+            let status = InstanceStatus {
+                revision: spec.revision.clone(),
+                restarted_at: spec.restarted_at,
+                ..InstanceStatus::default()
+            };
             let uid = match &orphan {
-                // It runs already: its attempt is taken over as one of the current revision.
-                Some(state) => {
-                    status.revision.clone_from(&spec.revision);
-                    status.restarted_at = spec.restarted_at;
-                    state.id.clone()
-                }
+                Some(state) => state.id.clone(),
                 None => uuid::Uuid::new_v4().to_string(),
             };
             let object = Instance {
@@ -148,8 +148,7 @@ impl<D: Driver> Controller<D> {
             entry.object.spec = spec;
             entry.object.metadata.generation += 1;
             entry.changed();
-            // The new spec has to be stored before a process is started from it, or a crash could start it twice over.
-            entry.stored = 0;
+            entry.must_be_stored();
             let uid = entry.object.metadata.uid.clone();
             if let Some(mut entry) = self.world.instances.remove(&instance_id) {
                 self.world.share_template(&mut entry.object);

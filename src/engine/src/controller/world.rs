@@ -44,6 +44,8 @@ pub(crate) struct InstanceEntry {
     pub(crate) version: u64,
     /// The version that is known to be in the store.
     pub(crate) stored: u64,
+    /// The version that has to be in the store before a process may be started from it.
+    pub(crate) needs: u64,
     /// Ends that custody may forget once a version is in the store: attempt and version.
     pub(crate) forget: Vec<(u64, u64)>,
     /// The record is to be deleted, and then the entry.
@@ -53,11 +55,16 @@ pub(crate) struct InstanceEntry {
 impl InstanceEntry {
     pub(crate) fn new(object: Instance) -> Self {
         let observed = Observed::default();
-        Self { object, observed, version: 1, stored: 0, forget: Vec::new(), removing: false }
+        Self { object, observed, version: 1, stored: 0, needs: 1, forget: Vec::new(), removing: false }
     }
 
     pub(crate) fn changed(&mut self) {
         self.version += 1;
+    }
+
+    /// Nothing may be started before the object as it is now is in the store.
+    pub(crate) fn must_be_stored(&mut self) {
+        self.needs = self.version;
     }
 }
 
