@@ -59,7 +59,7 @@ mod tests {
         fn jitter_stays_in_its_share_and_delays_never_shrink_without_it(
             streak in 0_u32..200, seed: u64, jitter in 0.0_f64..1.0, factor in 1.0_f64..10.0,
         ) {
-            let backoff = Backoff { jitter, factor, ..Backoff::default() };
+            let backoff = Backoff { factor, jitter, ..Backoff::default() };
             let plain = Backoff { jitter: 0.0, ..backoff.clone() };
             let base = delay(&plain, streak, 0).as_micros() as f64;
             let jittered = delay(&backoff, streak, seed).as_micros() as f64;

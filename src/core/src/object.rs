@@ -13,7 +13,7 @@ use crate::validate::{self, FieldError};
 #[derive(Clone, Debug, PartialEq)]
 pub enum Applicable {
     /// A room for names.
-    Namespace(Namespace),
+    Namespace(Box<Namespace>),
     /// A long-running command.
     Process(Box<Process>),
 }

@@ -45,7 +45,7 @@ impl FromStr for Bytes {
         }
         let value: f64 = digits.parse().map_err(|_| wrong())?;
         let bytes = value * *unit as f64;
-        if !bytes.is_finite() || bytes < 0.0 || bytes >= 9e18 { Err(wrong()) } else { Ok(Self(bytes.ceil() as u64)) }
+        if (0.0..9e18).contains(&bytes) { Ok(Self(bytes.ceil() as u64)) } else { Err(wrong()) }
     }
 }
 

@@ -256,11 +256,11 @@ mod tests {
 
     #[test]
     fn errors_of_exec_are_told_apart() {
-        let error = |stage: wire::spawn_error::Stage, errno: i32| {
+        use wire::spawn_error::Stage;
+        let error = |stage: Stage, errno: i32| {
             let error = wire::SpawnError { stage: stage.into(), errno, path: "/x".to_owned(), ..wire::SpawnError::default() };
             start_error(&error, Timestamp::default()).kind
         };
-        use wire::spawn_error::Stage;
         assert_eq!(error(Stage::Exec, 2), StartErrorKind::CommandNotFound);
         assert_eq!(error(Stage::Exec, 13), StartErrorKind::PermissionDenied);
         assert_eq!(error(Stage::Exec, 8), StartErrorKind::BadFormat);

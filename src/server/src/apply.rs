@@ -106,7 +106,9 @@ impl Service {
             let (object, outcome) = match merged {
                 Ok(merged) => merged,
                 Err(errors) => {
-                    errors.into_iter().for_each(|(field, message)| complain(&field, message));
+                    for (field, message) in errors {
+                        complain(&field, message);
+                    }
                     continue;
                 }
             };
@@ -182,16 +184,15 @@ impl Service {
             let Applicable::Process(process) = &want.object else { continue };
             for (place, port) in process.spec.ports.iter().enumerate() {
                 let PortNumber::Fixed(number) = port.port else { continue };
-                match holders.get(&number.get()) {
-                    Some(holder) => causes.push(Cause {
+                if let Some(holder) = holders.get(&number.get()) {
+                    causes.push(Cause {
                         object: index,
                         field: format!("spec.ports[{place}].port"),
                         message: format!("port {number} is taken by {holder}"),
-                    }),
-                    None => {
-                        let metadata = &process.metadata;
-                        holders.insert(number.get(), format!("process {}/{}", metadata.namespace, metadata.name));
-                    }
+                    });
+                } else {
+                    let metadata = &process.metadata;
+                    holders.insert(number.get(), format!("process {}/{}", metadata.namespace, metadata.name));
                 }
             }
         }
@@ -272,7 +273,11 @@ fn parse(objects: &[Bytes]) -> Result<Vec<Wanted>, ApiError> {
                 let keeps_replicas = matches!(&object, Applicable::Process(process) if process.spec.replicas.is_none());
                 wanted.push(Wanted { object, keeps_replicas });
             }
-            Err(errors) => errors.into_iter().for_each(|error| complain(error.field, error.message)),
+            Err(errors) => {
+                for error in errors {
+                    complain(error.field, error.message);
+                }
+            }
         }
     }
     if causes.is_empty() { Ok(wanted) } else { Err(invalid(causes)) }

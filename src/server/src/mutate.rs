@@ -168,9 +168,8 @@ impl Service {
             })
             .await?;
         let wakes = match action {
-            Action::Start => true,
-            // A process that was stopped by hand starts again with a restart.
-            Action::Restart => true,
+            // A process that was stopped by hand starts again with a restart, too.
+            Action::Start | Action::Restart => true,
             Action::Stop => false,
         };
         if wakes {

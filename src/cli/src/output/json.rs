@@ -100,7 +100,8 @@ pub(crate) fn write_pretty(out: &mut dyn Write, value: &Value) -> Result<(), Err
 
 /// One YAML document.
 pub(crate) fn yaml(value: &Value) -> Result<String, Error> {
-    Ok(serde_yaml::to_string(value)?)
+    // Texts such as `yes` are written so that they can be applied again.
+    Ok(ostler_manifest::quote_doubtful(&serde_yaml::to_string(value)?))
 }
 
 #[cfg(test)]

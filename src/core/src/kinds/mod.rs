@@ -176,16 +176,13 @@ pub struct Condition {
 
 /// Puts a condition among others, keeping the transition time of one whose status did not change.
 pub fn set_condition(conditions: &mut Vec<Condition>, mut condition: Condition, now: Timestamp) {
-    match conditions.iter_mut().find(|old| old.kind == condition.kind) {
-        Some(old) => {
-            condition.last_transition_time =
-                if old.status == condition.status { old.last_transition_time } else { Some(now) };
-            *old = condition;
-        }
-        None => {
-            condition.last_transition_time = Some(now);
-            conditions.push(condition);
-        }
+    if let Some(old) = conditions.iter_mut().find(|old| old.kind == condition.kind) {
+        condition.last_transition_time =
+            if old.status == condition.status { old.last_transition_time } else { Some(now) };
+        *old = condition;
+    } else {
+        condition.last_transition_time = Some(now);
+        conditions.push(condition);
     }
 }
 

@@ -270,6 +270,11 @@ pub enum Driver {
     Exec,
 }
 
+/// A field as JSON.
+fn json(value: &impl Serialize) -> serde_json::Value {
+    serde_json::to_value(value).expect("specs are plain data")
+}
+
 /// What does run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -326,9 +331,6 @@ impl ProcessSpec {
             stop: _,
             logs: _,
         } = self;
-        fn json(value: &impl Serialize) -> serde_json::Value {
-            serde_json::to_value(value).expect("specs are plain data")
-        }
         [
             ("spec.command", json(command)),
             ("spec.args", json(args)),

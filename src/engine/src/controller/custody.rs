@@ -105,11 +105,11 @@ impl<D: Driver> Controller<D> {
 
     pub(crate) fn take_state(&mut self, state: wire::State) {
         let Some(id) = self.world.by_uid.get(state.id.as_str()).cloned() else {
-            if !over(&state) {
-                self.custody.orphans.insert(state.name.clone(), state);
-            } else {
+            if over(&state) {
                 // Nobody will ever ask for its end.
                 self.driver.submit(forget(&state.id, state.attempt, false));
+            } else {
+                self.custody.orphans.insert(state.name.clone(), state);
             }
             return;
         };

@@ -52,19 +52,19 @@ impl<D: Driver> Controller<D> {
             self.queue.add_at(Request::Instance(id.clone()), at);
         }
         for action in plan.actions {
-            self.act_on(id, action, now);
+            self.act_on(id, &action, now);
         }
         self.tell(id, plan.notes, now);
     }
 
-    fn act_on(&mut self, id: &Id, action: Action, now: Timestamp) {
+    fn act_on(&mut self, id: &Id, action: &Action, now: Timestamp) {
         let Some(entry) = self.world.instances.get_mut(id) else { return };
         let uid = entry.object.metadata.uid.clone();
-        match action {
+        match *action {
             Action::Record => {
                 entry.must_be_stored();
                 self.writer.take_mark(id);
-                self.commit_records(vec![id.clone()]);
+                self.commit_records(std::slice::from_ref(id));
             }
             Action::Spawn { attempt } => match spawn::command(&entry.object, attempt, now) {
                 Ok(command) => {
@@ -154,11 +154,11 @@ impl<D: Driver> Controller<D> {
             .filter(|id| self.writer.take_mark(id))
             .cloned()
             .collect();
-        self.commit_records(changed);
+        self.commit_records(&changed);
     }
 
     /// Records of instances that may not run before they are stored.
-    pub(crate) fn commit_records(&mut self, ids: Vec<Id>) {
+    pub(crate) fn commit_records(&mut self, ids: &[Id]) {
         for chunk in ids.chunks(BATCH) {
             let mut ops = Vec::with_capacity(chunk.len());
             let mut written = Vec::with_capacity(chunk.len());

@@ -86,7 +86,7 @@ impl<D: Driver> Controller<D> {
         for mut spec in specs {
             let metadata = &process.metadata;
             let name = instance_name(&metadata.name, spec.ordinal);
-            self.assign_ports(&mut spec, &name, &mut taken);
+            Self::assign_ports(&mut spec, &name, &mut taken);
             let instance_id = id(&metadata.namespace, &name);
             let orphan = self.claim_orphan(&instance_id);
             // With the first record it is known what is started from it. An orphan is taken over as the same.
@@ -132,7 +132,7 @@ impl<D: Driver> Controller<D> {
             }
             ids.push(instance_id);
         }
-        self.commit_records(ids);
+        self.commit_records(&ids);
     }
 
     fn update(&mut self, process: &Process, updates: Vec<(String, InstanceSpec)>, _now: Timestamp) {
@@ -141,7 +141,7 @@ impl<D: Driver> Controller<D> {
             let instance_id = id(&process.metadata.namespace, &name);
             if spec.ports.len() < spec.template.ports.len() {
                 let mut taken = self.world.ports();
-                self.assign_ports(&mut spec, &name, &mut taken);
+                Self::assign_ports(&mut spec, &name, &mut taken);
             }
             let Some(entry) = self.world.instances.get_mut(&instance_id) else { continue };
             let policy = wire_policy(&entry.object.spec, &spec);
@@ -160,7 +160,7 @@ impl<D: Driver> Controller<D> {
             self.queue.add(Request::Instance(instance_id.clone()));
             ids.push(instance_id);
         }
-        self.commit_records(ids);
+        self.commit_records(&ids);
     }
 
     fn delete(&mut self, instance_id: &Id, grace: Option<u64>, now: Timestamp) {
@@ -177,7 +177,7 @@ impl<D: Driver> Controller<D> {
     }
 
     /// Gives every port of the template a number: the fixed one, the one it has, or a free one.
-    fn assign_ports(&self, spec: &mut InstanceSpec, instance: &str, taken: &mut HashSet<u16>) {
+    fn assign_ports(spec: &mut InstanceSpec, instance: &str, taken: &mut HashSet<u16>) {
         let template = std::sync::Arc::clone(&spec.template);
         for port in &template.ports {
             let number = match port.port {
@@ -188,12 +188,11 @@ impl<D: Driver> Controller<D> {
                     .copied()
                     .or_else(|| ports::choose(hash(&[instance, &port.name]), taken)),
             };
-            match number {
-                Some(number) => {
-                    taken.insert(number);
-                    spec.ports.insert(port.name.clone(), number);
-                }
-                None => warn!(instance, port = port.name, "no free port from 20000 to 29999"),
+            if let Some(number) = number {
+                taken.insert(number);
+                spec.ports.insert(port.name.clone(), number);
+            } else {
+                warn!(instance, port = port.name, "no free port from 20000 to 29999");
             }
         }
     }
