@@ -41,16 +41,12 @@ fn dispatch() -> Result<i32, Box<dyn Error>> {
         mode @ ("serve" | "keeper" | "resume") => {
             let state_dir = PathBuf::from(text(1));
             let start = match mode {
-                "serve" => Start::Fresh {
-                    lock: lock(&state_dir)?,
-                },
+                "serve" => Start::Fresh { lock: lock(&state_dir)? },
                 "keeper" => Start::Orphaned {
                     socket: inherited(&option(&arguments, "--socket-fd")?)?,
                     lock: inherited(&option(&arguments, "--lock-fd")?)?,
                 },
-                _ => Start::Resumed {
-                    state: inherited(&option(&arguments, "--state-fd")?)?,
-                },
+                _ => Start::Resumed { state: inherited(&option(&arguments, "--state-fd")?)? },
             };
             let own = [text(1), text(2), text(3)].map(OsString::from);
             Ok(run(Config {
@@ -92,14 +88,7 @@ fn inherited(number: &str) -> Result<OwnedFd, Box<dyn Error>> {
 fn relay(socket: &Path, keeper_fd: &str) -> Result<i32, Box<dyn Error>> {
     let keeper = inherited(keeper_fd)?;
     let mut stream = UnixStream::connect(socket)?;
-    let message = Request {
-        commands: vec![
-            Shutdown {
-                exit_code: i32::try_from(std::process::id())?,
-            }
-            .into(),
-        ],
-    };
+    let message = Request { commands: vec![Shutdown { exit_code: i32::try_from(std::process::id())? }.into()] };
     let channel = Channel::new(stream.as_fd().try_clone_to_owned()?);
     channel.send(&message, &[keeper.as_fd()])?;
     drop(keeper);

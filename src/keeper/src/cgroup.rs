@@ -31,16 +31,8 @@ pub(crate) struct Root {
 impl Root {
     /// Opens the directory, which must exist.
     pub(crate) fn open(version: Version, path: &Path) -> io::Result<Self> {
-        let directory = rustix::fs::open(
-            path,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        Ok(Self {
-            version,
-            path: path.to_owned(),
-            directory,
-        })
+        let directory = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { version, path: path.to_owned(), directory })
     }
 
     fn create(version: Version, path: &Path) -> io::Result<Self> {
@@ -72,12 +64,7 @@ impl Root {
     }
 
     fn file(&self, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
-        Ok(openat(
-            &self.directory,
-            name,
-            flags | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?)
+        Ok(openat(&self.directory, name, flags | OFlags::CLOEXEC, Mode::empty())?)
     }
 
     fn read(&self, name: &str) -> io::Result<String> {
@@ -111,11 +98,7 @@ impl Root {
         while let Some(group) = groups.pop() {
             if let Ok(text) = self.read(&format!("{group}/cgroup.procs")) {
                 // 0 stands for a process that our pid namespace cannot see.
-                pids.extend(
-                    text.lines()
-                        .filter_map(|line| line.parse::<i32>().ok())
-                        .filter(|pid| *pid > 0),
-                );
+                pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
             }
             groups.extend(self.below(&group));
         }
@@ -261,10 +244,7 @@ pub(crate) fn find(
         });
         match tried {
             Ok(root) => {
-                return Ok(Found {
-                    detail: path.display().to_string(),
-                    root: Some(Rc::new(root)),
-                });
+                return Ok(Found { detail: path.display().to_string(), root: Some(Rc::new(root)) });
             }
             Err(error) => refusals.push(format!("{}: {error}", path.display())),
         }
@@ -276,10 +256,7 @@ pub(crate) fn find(
     };
     let wanted = match preference {
         CgroupPreference::Auto | CgroupPreference::None => {
-            return Ok(Found {
-                root: None,
-                detail: why,
-            });
+            return Ok(Found { root: None, detail: why });
         }
         CgroupPreference::V2 => "v2",
         CgroupPreference::V1 => "v1",
@@ -296,20 +273,15 @@ fn candidates(mounts: &str, own: &str) -> Vec<(Version, PathBuf)> {
         };
         let left: Vec<&str> = left.split(' ').collect();
         let right: Vec<&str> = right.split(' ').collect();
-        let (Some(root), Some(mount_point), Some(kind)) = (left.get(3), left.get(4), right.first())
-        else {
+        let (Some(root), Some(mount_point), Some(kind)) = (left.get(3), left.get(4), right.first()) else {
             continue;
         };
         let options: Vec<&str> = right.get(2).map_or(Vec::new(), |o| o.split(',').collect());
         let (rank, version, hierarchy) = match *kind {
             "cgroup2" => (0, Version::V2, ""),
             "cgroup" if options.contains(&"pids") => (1, Version::V1 { freezer: false }, "pids"),
-            "cgroup" if options.contains(&"freezer") => {
-                (2, Version::V1 { freezer: true }, "freezer")
-            }
-            "cgroup" if options.contains(&"name=systemd") => {
-                (3, Version::V1 { freezer: false }, "name=systemd")
-            }
+            "cgroup" if options.contains(&"freezer") => (2, Version::V1 { freezer: true }, "freezer"),
+            "cgroup" if options.contains(&"name=systemd") => (3, Version::V1 { freezer: false }, "name=systemd"),
             _ => continue,
         };
         let place = own.lines().find_map(|line| {
@@ -331,17 +303,12 @@ fn candidates(mounts: &str, own: &str) -> Vec<(Version, PathBuf)> {
         found.push((rank, version, Path::new(mount_point).join(below)));
     }
     found.sort_by_key(|(rank, _, _)| *rank);
-    found
-        .into_iter()
-        .map(|(_, version, path)| (version, path))
-        .collect()
+    found.into_iter().map(|(_, version, path)| (version, path)).collect()
 }
 
 /// FNV-1a, 32 bits.
 fn fnv(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    })
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 #[cfg(test)]
@@ -362,14 +329,8 @@ mod tests {
             found,
             [
                 (Version::V2, PathBuf::from("/sys/fs/cgroup/unified/b")),
-                (
-                    Version::V1 { freezer: false },
-                    PathBuf::from("/sys/fs/cgroup/pids/p q")
-                ),
-                (
-                    Version::V1 { freezer: true },
-                    PathBuf::from("/sys/fs/cgroup/freezer/f")
-                ),
+                (Version::V1 { freezer: false }, PathBuf::from("/sys/fs/cgroup/pids/p q")),
+                (Version::V1 { freezer: true }, PathBuf::from("/sys/fs/cgroup/freezer/f")),
             ]
         );
     }

@@ -30,9 +30,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The kind of cgroup that was asked for cannot be used.
-    #[error(
-        "cgroup {wanted} was asked for but cannot be used: {why}; use `auto`, or delegate a writable cgroup"
-    )]
+    #[error("cgroup {wanted} was asked for but cannot be used: {why}; use `auto`, or delegate a writable cgroup")]
     Cgroup {
         /// `v2` or `v1`.
         wanted: &'static str,

@@ -23,10 +23,7 @@ pub(crate) fn point(name: &str) {
         && wanted == name
         && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == *count
     {
-        let _ = rustix::process::kill_process(
-            rustix::process::getpid(),
-            rustix::process::Signal::KILL,
-        );
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }
 

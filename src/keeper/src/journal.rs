@@ -31,24 +31,12 @@ pub(crate) struct Journal {
 impl Journal {
     /// Opens or creates the journal and returns the records in it.
     pub(crate) fn open(path: &Path) -> io::Result<(Self, Vec<JournalRecord>)> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)?;
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         let (records, length) = decode(&bytes);
         file.set_len(length)?;
-        let journal = Self {
-            path: path.to_owned(),
-            file,
-            length,
-            rewrite_at: REWRITE_ABOVE,
-            waiting: Vec::new(),
-        };
+        let journal = Self { path: path.to_owned(), file, length, rewrite_at: REWRITE_ABOVE, waiting: Vec::new() };
         Ok((journal, records))
     }
 
@@ -107,10 +95,7 @@ impl Journal {
     }
 
     /// Replaces the journal by these records, all of what is still of interest. A failure leaves the old one in use.
-    pub(crate) fn rewrite(
-        &mut self,
-        records: impl Iterator<Item = JournalRecord>,
-    ) -> io::Result<()> {
+    pub(crate) fn rewrite(&mut self, records: impl Iterator<Item = JournalRecord>) -> io::Result<()> {
         let mut bytes = Vec::new();
         for record in records {
             encode(&record, &mut bytes);
@@ -118,13 +103,8 @@ impl Journal {
         // Whatever comes of this attempt, the next is not due before the file has grown again.
         self.rewrite_at = (self.length.max(bytes.len() as u64) * 2).max(REWRITE_ABOVE);
         let temporary = self.path.with_extension("new");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all_at(&bytes, 0)?;
         fs::rename(&temporary, &self.path)?;
         self.file = file;
@@ -177,11 +157,7 @@ mod tests {
     use crate::wire::Forgotten;
 
     fn record(attempt: u64) -> JournalRecord {
-        Forgotten {
-            id: "an-instance".to_owned(),
-            attempt,
-        }
-        .into()
+        Forgotten { id: "an-instance".to_owned(), attempt }.into()
     }
 
     #[test]

@@ -45,11 +45,7 @@ pub enum LockError {
 /// Takes the state directory for this process and those that inherit the descriptor; creates it (mode 0700) when it
 /// is missing. The lock is released when the last copy of the descriptor is closed.
 pub fn lock(state_dir: &Path) -> Result<OwnedFd, LockError> {
-    let unusable = |action, path: &Path, source| LockError::Unusable {
-        action,
-        path: path.to_owned(),
-        source,
-    };
+    let unusable = |action, path: &Path, source| LockError::Unusable { action, path: path.to_owned(), source };
     if !state_dir.is_dir() {
         DirBuilder::new()
             .recursive(true)
@@ -71,9 +67,7 @@ pub fn lock(state_dir: &Path) -> Result<OwnedFd, LockError> {
         Err(rustix::io::Errno::WOULDBLOCK) => {
             return Err(LockError::Held {
                 state_dir: state_dir.to_owned(),
-                pid: fs::read_to_string(&path)
-                    .ok()
-                    .and_then(|text| text.trim().parse().ok()),
+                pid: fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()),
             });
         }
         Err(errno) => return Err(unusable("lock", &path, errno.into())),

@@ -45,22 +45,17 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let session = fields.next()?.parse().ok()?;
     // The fields from "state" on are numbered from 3; the start time is number 22.
     let start_time = fields.nth(22 - 7)?.parse().ok()?;
-    Some(Stat {
-        state,
-        parent,
-        session,
-        start_time,
-    })
+    Some(Stat { state, parent, session, start_time })
 }
 
-/// Whether the environment that a process was started with has this entry; `None` when it cannot be read.
+/// Whether the environment that a process was started with has this entry; `None` when it cannot be read,
+/// or when there is none to read.
 pub(crate) fn environment_has(pid: i32, entry: &[u8]) -> Option<bool> {
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    Some(
-        environment
-            .split(|byte| *byte == 0)
-            .any(|candidate| candidate == entry),
-    )
+    if environment.is_empty() {
+        return None;
+    }
+    Some(environment.split(|byte| *byte == 0).any(|candidate| candidate == entry))
 }
 
 /// The pids of all processes.
@@ -68,45 +63,32 @@ pub(crate) fn processes() -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// The pids of this process's children, ended ones that were not collected included. `None` when the kernel does not
 /// tell.
 pub(crate) fn own_children() -> Option<Vec<i32>> {
     let text = fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).ok()?;
-    text.split_ascii_whitespace()
-        .map(|pid| pid.parse().ok())
-        .collect()
+    text.split_ascii_whitespace().map(|pid| pid.parse().ok()).collect()
 }
 
 /// A new reading end of the pipe with this inode that process `pid` has open, wherever among its descriptors.
 pub(crate) fn reopen_pipe(pid: i32, inode: u64) -> Option<OwnedFd> {
     let wanted = format!("pipe:[{inode}]");
     let directory = PathBuf::from(format!("/proc/{pid}/fd"));
-    let has = |number: &str| {
-        fs::read_link(directory.join(number)).is_ok_and(|link| link.as_os_str() == wanted.as_str())
-    };
-    let number = ["1", "2"]
-        .into_iter()
-        .find(|number| has(number))
-        .map(str::to_owned)
-        .or_else(|| {
-            fs::read_dir(&directory)
-                .ok()?
-                .flatten()
-                .filter_map(|entry| entry.file_name().into_string().ok())
-                .find(|number| has(number))
-        })?;
-    let pipe = rustix::fs::open(
-        directory.join(number),
-        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .ok()?;
+    let has =
+        |number: &str| fs::read_link(directory.join(number)).is_ok_and(|link| link.as_os_str() == wanted.as_str());
+    let number = ["1", "2"].into_iter().find(|number| has(number)).map(str::to_owned).or_else(|| {
+        fs::read_dir(&directory)
+            .ok()?
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .find(|number| has(number))
+    })?;
+    let pipe =
+        rustix::fs::open(directory.join(number), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+            .ok()?;
     // The process may have replaced the descriptor in between.
     (crate::sys::inode(&pipe) == inode).then_some(pipe)
 }
@@ -114,20 +96,12 @@ pub(crate) fn reopen_pipe(pid: i32, inode: u64) -> Option<OwnedFd> {
 /// The inode of the pipe behind a descriptor number of another process, if it is a pipe.
 pub(crate) fn pipe_inode(pid: i32, number: i32) -> Option<u64> {
     let link = fs::read_link(format!("/proc/{pid}/fd/{number}")).ok()?;
-    link.to_str()?
-        .strip_prefix("pipe:[")?
-        .strip_suffix(']')?
-        .parse()
-        .ok()
+    link.to_str()?.strip_prefix("pipe:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// A descriptor for the same pipe that is open for reading and writing, so that its owner never gets SIGPIPE.
 pub(crate) fn open_both_ways(pipe: std::os::fd::RawFd) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(
-        format!("/proc/self/fd/{pipe}"),
-        OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?)
+    Ok(rustix::fs::open(format!("/proc/self/fd/{pipe}"), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 #[cfg(test)]

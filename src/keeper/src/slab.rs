@@ -9,10 +9,7 @@ pub(crate) struct Slab<T> {
 
 impl<T> Slab<T> {
     pub(crate) fn new() -> Self {
-        Self {
-            places: Vec::new(),
-            free: Vec::new(),
-        }
+        Self { places: Vec::new(), free: Vec::new() }
     }
 
     pub(crate) fn insert(&mut self, value: T) -> u32 {
@@ -34,9 +31,7 @@ impl<T> Slab<T> {
 
     /// How often the place was freed, below 2^24.
     pub(crate) fn generation(&self, number: u32) -> u32 {
-        self.places
-            .get(number as usize)
-            .map_or(0, |(generation, _)| *generation)
+        self.places.get(number as usize).map_or(0, |(generation, _)| *generation)
     }
 
     pub(crate) fn get(&self, number: u32) -> Option<&T> {
@@ -52,10 +47,7 @@ impl<T> Slab<T> {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
-        self.places
-            .iter()
-            .enumerate()
-            .filter_map(|(number, (_, value))| Some((number as u32, value.as_ref()?)))
+        self.places.iter().enumerate().filter_map(|(number, (_, value))| Some((number as u32, value.as_ref()?)))
     }
 }
 

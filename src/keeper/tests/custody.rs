@@ -8,8 +8,7 @@ use std::path::PathBuf;
 
 use harness::{Client, Daemon, is_alive, kill_9, script, shutdown, wait_gone, wait_until};
 use ostler_keeper::wire::{
-    Ended, Exit, Identity, Intent, JournalRecord, Phase, Spawn, Started, Upgrade, exit,
-    journal_record, report,
+    Ended, Exit, Identity, Intent, JournalRecord, Phase, Spawn, Started, Upgrade, exit, journal_record, report,
 };
 use prost::Message as _;
 
@@ -53,15 +52,7 @@ fn check_count(log: &[u8]) -> usize {
 fn by_stream(daemon: &Daemon, id: &str) -> (Vec<u8>, Vec<u8>) {
     use ostler_keeper::logs::{Filter, Stream};
     let directory = daemon.state_dir().join("logs/test").join(id);
-    let read = |stream| {
-        harness::read_log(
-            &directory,
-            Filter {
-                stream: Some(stream),
-                ..Filter::default()
-            },
-        )
-    };
+    let read = |stream| harness::read_log(&directory, Filter { stream: Some(stream), ..Filter::default() });
     (read(Stream::Stdout), read(Stream::Stderr))
 }
 
@@ -172,10 +163,9 @@ fn when_both_die_the_next_daemon_adopts_by_identity() {
         assert!(state.adopted);
         assert_eq!(client.pid(&id, 1), pid, "{mode}");
         let state = client.wait_phase(&gone, 1, Phase::Empty);
-        assert!(
-            matches!(state.exit.unwrap().status, Some(exit::Status::Unknown(_))),
-            "an exit nobody saw"
-        );
+        // Exact when it was not collected yet as the daemon came, but never invented.
+        let exit = state.exit.unwrap();
+        assert!(matches!(exit.status, Some(exit::Status::Unknown(_) | exit::Status::Signal(9))), "{exit:?}");
         let state = client.wait_phase(&orphaned, 1, Phase::Exited);
         assert_eq!(state.exit.unwrap().code(), Some(2));
         assert_eq!(state.survivors, 1);
@@ -212,10 +202,7 @@ fn a_death_at_any_step_of_a_start_starts_nothing_twice() {
         for failpoint in ["spawn-after-intent", "spawn-after-mkdir"] {
             let (mut daemon, mut client, id) = die_at(failpoint, mode, "exec sleep 1000");
             let state = client.wait_phase(&id, 1, Phase::Empty);
-            assert!(matches!(
-                state.exit.unwrap().status,
-                Some(exit::Status::Unknown(_))
-            ));
+            assert!(matches!(state.exit.unwrap().status, Some(exit::Status::Unknown(_))));
             assert!(harness::marked(&id).is_empty(), "{mode} {failpoint}");
             client.tell(script(&id, 1, "true"));
             client.tell(script(&id, 2, "true"));
@@ -234,9 +221,7 @@ fn a_death_at_any_step_of_a_start_starts_nothing_twice() {
                 1,
                 "{mode} {failpoint}"
             );
-            wait_until("what it wrote while there was no keeper", || {
-                daemon.log(&id) == b"before\n"
-            });
+            wait_until("what it wrote while there was no keeper", || daemon.log(&id) == b"before\n");
             client.tell(script(&id, 1, "true"));
             client.tell(script(&id, 2, "true"));
             client.sync();
@@ -257,10 +242,7 @@ fn a_death_around_the_recording_of_an_exit_keeps_the_exit() {
             let mut client = daemon.start();
             let id = daemon.id();
             let go = daemon.dir.path().join("go");
-            let text = format!(
-                "while ! test -e {}; do sleep 0.001; done; echo last words; exit 9",
-                go.display()
-            );
+            let text = format!("while ! test -e {}; do sleep 0.001; done; echo last words; exit 9", go.display());
             client.tell(script(&id, 1, &text));
             client.wait_phase(&id, 1, Phase::Running);
             fs::write(go, "").unwrap();
@@ -305,10 +287,7 @@ fn a_death_in_a_rotation_loses_nothing() {
         let dir = daemon.dir.path().to_owned();
         let id = daemon.id();
         let (mut spawn, stop) = counter(&id, &dir, 8);
-        spawn.log = Some(ostler_keeper::wire::LogSettings {
-            max_size: 2000,
-            ..Default::default()
-        });
+        spawn.log = Some(ostler_keeper::wire::LogSettings { max_size: 2000, ..Default::default() });
         client.tell(spawn);
         daemon.wait_keeper();
         client.listen();
@@ -337,12 +316,8 @@ fn an_upgrade_keeps_children_and_their_exits() {
         let pid = client.pid(&id, 1);
         for _ in 0..3 {
             let before = client.snapshots;
-            client.tell(Upgrade {
-                binary: harness::custody().display().to_string(),
-            });
-            client.wait("the snapshot of the new keeper", |client| {
-                (client.snapshots > before).then_some(())
-            });
+            client.tell(Upgrade { binary: harness::custody().display().to_string() });
+            client.wait("the snapshot of the new keeper", |client| (client.snapshots > before).then_some(()));
             let hello = client.hellos.last().unwrap();
             assert_eq!(hello.version, "resume");
             assert_eq!(hello.pid, daemon.process.as_ref().unwrap().id() as i32);
@@ -369,11 +344,7 @@ fn an_upgrade_that_is_refused_changes_nothing() {
     let id = daemon.id();
     client.tell(script(&id, 1, "exec sleep 1000"));
     client.wait_phase(&id, 1, Phase::Running);
-    for binary in [
-        harness::custody().display().to_string(),
-        "/no/such/program".to_owned(),
-        "/bin/false".to_owned(),
-    ] {
+    for binary in [harness::custody().display().to_string(), "/no/such/program".to_owned(), "/bin/false".to_owned()] {
         client.others.clear();
         client.tell(Upgrade { binary });
         let why = client.wait("the refusal", |client| {
@@ -416,11 +387,7 @@ fn started_record(id: &str, boot_id: &str, pid: i32, start_time: u64) -> Vec<Jou
         Started {
             id: id.to_owned(),
             attempt: 1,
-            identity: Some(Identity {
-                boot_id: boot_id.to_owned(),
-                pid,
-                start_time,
-            }),
+            identity: Some(Identity { boot_id: boot_id.to_owned(), pid, start_time }),
             at: 1,
             ..Started::default()
         }
@@ -449,10 +416,7 @@ fn a_foreign_process_with_a_recorded_pid_is_never_touched() {
         let mut client = daemon.start();
         for id in [&recycled, &rebooted] {
             let state = client.wait_phase(id, 1, Phase::Empty);
-            assert!(matches!(
-                state.exit.unwrap().status,
-                Some(exit::Status::Unknown(_))
-            ));
+            assert!(matches!(state.exit.unwrap().status, Some(exit::Status::Unknown(_))));
             client.kill(id, 1);
             client.signal(id, 1, libc::SIGKILL, true);
             client.signal(id, 1, libc::SIGKILL, false);
@@ -474,11 +438,7 @@ fn after_a_reboot_known_ends_stay_known() {
         Ended {
             id: id.clone(),
             attempt: 1,
-            exit: Some(Exit {
-                status: Some(exit::Status::Code(3)),
-                at: 7,
-                core_dumped: false,
-            }),
+            exit: Some(Exit { status: Some(exit::Status::Code(3)), at: 7, core_dumped: false }),
             error: None,
             tree_empty: false,
         }
@@ -545,7 +505,7 @@ fn terminate_is_passed_on_and_shutdown_leaves_workloads_alone() {
     rustix::process::kill_process(keeper, rustix::process::Signal::TERM).unwrap();
     client.wait("Terminate", |client| {
         client.others.iter().find_map(|other| match other {
-            report::Kind::Terminate(terminate) => Some(assert_eq!(terminate.signal, 15)),
+            report::Kind::Terminate(terminate) => (terminate.signal == 15).then_some(()),
             _ => None,
         })
     });

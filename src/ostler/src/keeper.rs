@@ -26,7 +26,7 @@ pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
             if let Ok(absolute) = shared.state_dir.canonicalize() {
                 shared.state_dir = absolute;
             }
-            keep(shared, Start::Fresh { lock })
+            keep(&shared, Start::Fresh { lock })
         }
         Err(why) => fail(&why),
     }
@@ -52,7 +52,7 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             {
                 shared.program = program;
             }
-            keep(shared, start)
+            keep(&shared, start)
         }
         Err(why) => fail(&why),
     }
@@ -70,7 +70,7 @@ pub(crate) fn check(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn keep(shared: Shared, start: Start) -> ExitCode {
+fn keep(shared: &Shared, start: Start) -> ExitCode {
     let config = Config {
         state_dir: shared.state_dir.clone(),
         shard: 0,

@@ -1,6 +1,8 @@
 //! Developer commands: `cargo xtask gen`, `cargo xtask prepush`, `cargo xtask bench`.
 
+mod bench;
 mod r#gen;
+mod prepush;
 
 use std::path::PathBuf;
 
@@ -15,6 +17,10 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Run what CI runs: formatting, lints, generated files, tests.
+    Prepush,
+    /// Measure the release binary against raw system calls on this machine.
+    Bench(bench::Args),
 }
 
 /// The root of the workspace, wherever the command is run from.
@@ -25,5 +31,7 @@ fn root() -> PathBuf {
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::Gen { check } => r#gen::run(&root(), check),
+        Command::Prepush => prepush::run(&root()),
+        Command::Bench(args) => bench::run(&root(), &args),
     }
 }

@@ -7,8 +7,7 @@ use std::time::Instant;
 use crate::cgroup::Root;
 use crate::logs::Stream;
 use crate::wire::{
-    Ended, Exit, HeldAttempt, Identity, Intent, LogSettings, LogState, Phase, SpawnError, Started,
-    State,
+    Ended, Exit, HeldAttempt, Identity, Intent, LogSettings, LogState, Phase, SpawnError, Started, State,
 };
 
 /// Where an attempt is in its life.
@@ -40,6 +39,7 @@ pub(super) struct Kill {
 
 /// One attempt. Descriptors and strings aside it is a few hundred bytes, and the strings are shared where they can be.
 #[derive(Debug)]
+#[allow(clippy::struct_field_names, reason = "an attempt has a number of that name")]
 pub(super) struct Attempt {
     pub(super) id: Rc<str>,
     pub(super) attempt: u64,
@@ -211,4 +211,15 @@ pub(super) struct Instance {
     pub(super) log: u32,
     /// Attempts that were not forgotten yet, ascending.
     pub(super) attempts: Vec<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_stays_small() {
+        let bytes = size_of::<Attempt>() + size_of::<Instance>() + size_of::<crate::logs::Log>();
+        assert!(bytes <= 600, "{bytes} bytes");
+    }
 }

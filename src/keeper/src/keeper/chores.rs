@@ -10,11 +10,7 @@ use crate::cgroup::Root;
 /// Something to remove.
 #[derive(Debug)]
 pub(super) enum Chore {
-    Group {
-        root: Rc<Root>,
-        name: String,
-        tries: u8,
-    },
+    Group { root: Rc<Root>, name: String, tries: u8 },
     Directory(PathBuf),
 }
 
@@ -33,11 +29,7 @@ impl Keeper {
             match chore {
                 Chore::Group { root, name, tries } => {
                     if root.remove(&name).is_err() && tries < TRIES {
-                        self.chores.push_back(Chore::Group {
-                            root,
-                            name,
-                            tries: tries + 1,
-                        });
+                        self.chores.push_back(Chore::Group { root, name, tries: tries + 1 });
                     }
                 }
                 Chore::Directory(path) => {

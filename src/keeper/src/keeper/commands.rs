@@ -11,9 +11,7 @@ use super::{Keeper, TERMINATE_PATIENCE};
 use crate::fail;
 use crate::sys;
 use crate::wire::command::Kind;
-use crate::wire::{
-    Forget, Forgotten, Handoff, JournalRecord, LogPolicy, LogSettings, Refused, Request, Terminate,
-};
+use crate::wire::{Forget, Forgotten, Handoff, JournalRecord, LogPolicy, LogSettings, Refused, Request, Terminate};
 
 /// Spawns between two looks at everything else: the controller is told of them meanwhile, and logs are drained.
 const SPAWNS_AT_ONCE: usize = 4;
@@ -30,14 +28,9 @@ impl Keeper {
         let mut fds = VecDeque::from(fds);
         for command in request.commands {
             let count = match &command.kind {
-                Some(Kind::Handoff(handoff)) => [
-                    handoff.has_pidfd,
-                    handoff.has_stdout,
-                    handoff.has_stderr,
-                ]
-                .into_iter()
-                .filter(|has| *has)
-                .count(),
+                Some(Kind::Handoff(handoff)) => {
+                    [handoff.has_pidfd, handoff.has_stdout, handoff.has_stderr].into_iter().filter(|has| *has).count()
+                }
                 _ => 0,
             };
             let own = fds.drain(..count.min(fds.len())).collect();
@@ -52,6 +45,8 @@ impl Keeper {
                 return;
             }
             let Some((command, fds)) = self.commands.pop_front() else {
+                // A request with thousands of commands must not cost memory for ever.
+                self.commands.shrink_to(COMMANDS_AT_ONCE);
                 return;
             };
             match command.kind {
@@ -85,12 +80,10 @@ impl Keeper {
                 }
                 Some(Kind::Handoff(handoff)) => self.take_over(&handoff, fds),
                 Some(Kind::HandoffDone(_)) => self.finish_handoff(),
-                Some(Kind::LogPolicy(policy)) => self.set_log_policy(policy),
+                Some(Kind::LogPolicy(policy)) => self.set_log_policy(&policy),
                 Some(Kind::Postpone(postpone)) => {
-                    if self.terminate_by.is_some() {
-                        let seconds = Duration::from_secs(u64::from(postpone.seconds));
-                        self.terminate_by = Some(Instant::now() + seconds);
-                    }
+                    let seconds = Duration::from_secs(u64::from(postpone.seconds));
+                    self.terminate_by = self.terminate_by.map(|_| Instant::now() + seconds);
                 }
                 // A command of a newer protocol, which its sender does not rely on: Hello told it what this one is.
                 None => {}
@@ -99,14 +92,7 @@ impl Keeper {
     }
 
     pub(super) fn refuse(&mut self, id: &str, attempt: u64, why: String) {
-        self.outbox.push_back(
-            Refused {
-                id: id.to_owned(),
-                attempt,
-                why,
-            }
-            .into(),
-        );
+        self.outbox.push_back(Refused { id: id.to_owned(), attempt, why }.into());
     }
 
     /// The place of this attempt.
@@ -116,11 +102,7 @@ impl Keeper {
             .attempts
             .iter()
             .copied()
-            .find(|number| {
-                self.attempts
-                    .get(*number)
-                    .is_some_and(|held| held.attempt == attempt)
-            })
+            .find(|number| self.attempts.get(*number).is_some_and(|held| held.attempt == attempt))
     }
 
     /// The instance with this id, made when there is none, writing to this log from now on.
@@ -147,14 +129,7 @@ impl Keeper {
         }
         let key: Rc<str> = id.into();
         let newest = self.remembered.remove(id).unwrap_or(0);
-        self.instances.insert(
-            key.clone(),
-            Instance {
-                newest,
-                log,
-                attempts: Vec::new(),
-            },
-        );
+        self.instances.insert(key.clone(), Instance { newest, log, attempts: Vec::new() });
         key
     }
 
@@ -176,18 +151,11 @@ impl Keeper {
     /// The controller has stored the end of an attempt.
     fn forget(&mut self, forget: &Forget) {
         if let Some(number) = self.current(&forget.id, forget.attempt) {
-            if self
-                .attempts
-                .get(number)
-                .is_none_or(|attempt| !attempt.is_over())
-            {
+            if self.attempts.get(number).is_none_or(|attempt| !attempt.is_over()) {
                 return;
             }
             fail::point("forget-before-journal");
-            self.journal.note(Forgotten {
-                id: forget.id.clone(),
-                attempt: forget.attempt,
-            });
+            self.journal.note(Forgotten { id: forget.id.clone(), attempt: forget.attempt });
             fail::point("forget-after-journal");
             if let Some(instance) = self.instances.get_mut(forget.id.as_str()) {
                 instance.attempts.retain(|other| *other != number);
@@ -197,11 +165,7 @@ impl Keeper {
                 attempt.is_forgotten = true;
                 waits_for_disk = attempt.has_pipes();
                 if let Tree::Group { root, .. } = &attempt.tree {
-                    self.chores.push_back(Chore::Group {
-                        root: root.clone(),
-                        name: attempt.token(),
-                        tries: 0,
-                    });
+                    self.chores.push_back(Chore::Group { root: root.clone(), name: attempt.token(), tries: 0 });
                 }
             }
             if forget.remove_logs {
@@ -236,10 +200,7 @@ impl Keeper {
             let Some(id) = self.idle_instances.pop_front() else {
                 return;
             };
-            if self
-                .instances
-                .get(&id)
-                .is_some_and(|instance| instance.attempts.is_empty())
+            if self.instances.get(&id).is_some_and(|instance| instance.attempts.is_empty())
                 && let Some(instance) = self.instances.remove(&id)
             {
                 self.leave_log(instance.log);
@@ -263,10 +224,7 @@ impl Keeper {
 
     /// Removes a log that nobody else writes to, files and all.
     fn drop_log(&mut self, number: u32) {
-        let sources = self
-            .logs
-            .get(number)
-            .map_or(Vec::new(), |log| log.sources.clone());
+        let sources = self.logs.get(number).map_or(Vec::new(), |log| log.sources.clone());
         for source in sources {
             self.drop_output(source);
         }
@@ -278,7 +236,7 @@ impl Keeper {
         }
     }
 
-    fn set_log_policy(&mut self, policy: LogPolicy) {
+    fn set_log_policy(&mut self, policy: &LogPolicy) {
         let Some(instance) = self.instances.get(policy.id.as_str()) else {
             return;
         };
@@ -312,10 +270,7 @@ impl Keeper {
         if handoff.has_pidfd {
             attempt.pidfd = fds.next();
         }
-        for (stream, has) in [handoff.has_stdout, handoff.has_stderr]
-            .into_iter()
-            .enumerate()
-        {
+        for (stream, has) in [handoff.has_stdout, handoff.has_stderr].into_iter().enumerate() {
             if has {
                 attempt.pipes[stream] = fds.next();
             }
@@ -331,15 +286,8 @@ impl Keeper {
             self.ending = Some(0);
             return;
         }
-        self.terminate_by
-            .get_or_insert_with(|| Instant::now() + TERMINATE_PATIENCE);
-        self.outbox.push_back(
-            Terminate {
-                signal,
-                is_init: std::process::id() == 1,
-            }
-            .into(),
-        );
+        self.terminate_by.get_or_insert_with(|| Instant::now() + TERMINATE_PATIENCE);
+        self.outbox.push_back(Terminate { signal, is_init: std::process::id() == 1 }.into());
     }
 
     /// Shortens the journal when most of it is history.
@@ -351,29 +299,13 @@ impl Keeper {
             .remembered
             .iter()
             .take(IDLE_INSTANCES)
-            .map(|(id, newest)| {
-                Forgotten {
-                    id: id.to_string(),
-                    attempt: *newest,
-                }
-                .into()
-            })
+            .map(|(id, newest)| Forgotten { id: id.to_string(), attempt: *newest }.into())
             .collect();
         for (id, instance) in &self.instances {
             if instance.attempts.is_empty() {
-                records.push(
-                    Forgotten {
-                        id: id.to_string(),
-                        attempt: instance.newest,
-                    }
-                    .into(),
-                );
+                records.push(Forgotten { id: id.to_string(), attempt: instance.newest }.into());
             }
-            for attempt in instance
-                .attempts
-                .iter()
-                .filter_map(|number| self.attempts.get(*number))
-            {
+            for attempt in instance.attempts.iter().filter_map(|number| self.attempts.get(*number)) {
                 let (directory, settings) = self.log_of(attempt);
                 records.push(attempt.intent(directory, settings).into());
                 records.extend(attempt.started().map(Into::into));
@@ -385,10 +317,6 @@ impl Keeper {
     }
 
     pub(super) fn log_of(&self, attempt: &Attempt) -> (&str, LogSettings) {
-        self.logs
-            .get(attempt.log)
-            .map_or(("", LogSettings::default()), |log| {
-                (&log.directory, log.settings)
-            })
+        self.logs.get(attempt.log).map_or(("", LogSettings::default()), |log| (&log.directory, log.settings))
     }
 }

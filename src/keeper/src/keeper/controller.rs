@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::{self, EventFlags};
 
 use super::{Keeper, NOFILE_VARIABLE, Source};
+use crate::logs::Log;
 use crate::sys;
 use crate::wire::{
-    Channel, Command, Hello, OLDEST_PROTOCOL, PROTOCOL, Report, Reports, Request, SnapshotDone,
-    command, start,
+    Channel, Command, Hello, OLDEST_PROTOCOL, PROTOCOL, Report, Reports, Request, SnapshotDone, command, start,
 };
 
 /// A controller that ran for this long is started again at once when it dies.
@@ -85,18 +85,12 @@ impl Peer {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        [self.restart_at, self.kill_at, self.retry_at]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.restart_at, self.kill_at, self.retry_at].into_iter().flatten().min()
     }
 
     /// The controller's pid, when it is our child.
     pub(super) fn controller_pid(&self) -> Option<i32> {
-        self.process
-            .as_ref()
-            .filter(|process| process.is_child)
-            .map(|process| process.pid)
+        self.process.as_ref().filter(|process| process.is_child).map(|process| process.pid)
     }
 
     pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
@@ -105,9 +99,7 @@ impl Peer {
 
     /// Pid and pidfd, for a successor.
     pub(super) fn process(&self) -> Option<(i32, Option<BorrowedFd<'_>>)> {
-        self.process
-            .as_ref()
-            .map(|process| (process.pid, process.pidfd.as_ref().map(OwnedFd::as_fd)))
+        self.process.as_ref().map(|process| (process.pid, process.pidfd.as_ref().map(OwnedFd::as_fd)))
     }
 }
 
@@ -134,12 +126,8 @@ impl Keeper {
         match started {
             Ok((ours, child)) => {
                 let pid = child.id() as i32;
-                self.peer.process = Some(Process {
-                    pid,
-                    pidfd: sys::pidfd_open(pid).ok(),
-                    is_child: true,
-                    since: Instant::now(),
-                });
+                self.peer.process =
+                    Some(Process { pid, pidfd: sys::pidfd_open(pid).ok(), is_child: true, since: Instant::now() });
                 self.attach(ours);
             }
             Err(error) => {
@@ -158,12 +146,7 @@ impl Keeper {
             let pid = sys::peer_pid(socket.as_fd())?;
             Some((pid, sys::pidfd_open(pid).ok(), false))
         });
-        self.peer.process = known.map(|(pid, pidfd, is_child)| Process {
-            pid,
-            pidfd,
-            is_child,
-            since: Instant::now(),
-        });
+        self.peer.process = known.map(|(pid, pidfd, is_child)| Process { pid, pidfd, is_child, since: Instant::now() });
         self.attach(Channel::new(socket));
     }
 
@@ -240,9 +223,7 @@ impl Keeper {
         }
         if self.awaits_handoff {
             self.commands.push_back((
-                Command {
-                    kind: Some(command::Kind::HandoffDone(crate::wire::HandoffDone {})),
-                },
+                Command { kind: Some(command::Kind::HandoffDone(crate::wire::HandoffDone {})) },
                 Vec::new(),
             ));
         }
@@ -263,20 +244,14 @@ impl Keeper {
     }
 
     fn is_told_to_end(&self) -> bool {
-        self.commands
-            .iter()
-            .any(|(command, _)| matches!(command.kind, Some(command::Kind::Shutdown(_))))
+        self.commands.iter().any(|(command, _)| matches!(command.kind, Some(command::Kind::Shutdown(_))))
     }
 
     /// Our controller has ended and was collected.
     pub(super) fn on_controller_exit(&mut self, status: i32) {
         // What it said last still counts.
         self.listen(usize::MAX);
-        let lived = self
-            .peer
-            .process
-            .take()
-            .map_or(Duration::ZERO, |process| process.since.elapsed());
+        let lived = self.peer.process.take().map_or(Duration::ZERO, |process| process.since.elapsed());
         self.disconnect();
         self.peer.kill_at = None;
         if self.ending.is_some() || self.is_told_to_end() {
@@ -316,12 +291,7 @@ impl Keeper {
     }
 
     fn kill_controller(&self) {
-        if let Some(pidfd) = self
-            .peer
-            .process
-            .as_ref()
-            .and_then(|process| process.pidfd.as_ref())
-        {
+        if let Some(pidfd) = self.peer.process.as_ref().and_then(|process| process.pidfd.as_ref()) {
             // It may have ended meanwhile.
             let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
         }
@@ -453,7 +423,7 @@ impl Keeper {
                 continue;
             };
             let log = self.logs.get(attempt.log);
-            let mut state = attempt.state(log.map_or_else(Default::default, |log| log.state()));
+            let mut state = attempt.state(log.map_or_else(Default::default, Log::state));
             if !attempt.is_handed_out {
                 let [stdout, stderr] = &attempt.pipes;
                 for (fd, has) in [
@@ -471,11 +441,7 @@ impl Keeper {
             bytes += prost::Message::encoded_len(&report) + 8;
             reports.push(report);
         }
-        let result = if reports.is_empty() {
-            Ok(())
-        } else {
-            channel.send(&Reports { reports }, &fds)
-        };
+        let result = if reports.is_empty() { Ok(()) } else { channel.send(&Reports { reports }, &fds) };
         match result {
             Ok(()) => {
                 self.sent(said, stated);
@@ -485,12 +451,7 @@ impl Keeper {
                 self.peer.is_full = true;
                 false
             }
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::ETOOMANYREFS | libc::ENOBUFS | libc::ENOMEM)
-                ) =>
-            {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ETOOMANYREFS | libc::ENOBUFS | libc::ENOMEM)) => {
                 self.peer.retry_at = Some(Instant::now() + DESCRIPTOR_RETRY);
                 false
             }

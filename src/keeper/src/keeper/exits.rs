@@ -40,11 +40,7 @@ impl Keeper {
                     sys::collect(ended.pid);
                     self.on_controller_exit(ended.status);
                 }
-                None if self
-                    .preflight
-                    .as_ref()
-                    .is_some_and(|preflight| preflight.pid == ended.pid) =>
-                {
+                None if self.preflight.as_ref().is_some_and(|preflight| preflight.pid == ended.pid) => {
                     sys::collect(ended.pid);
                     self.on_preflight(ended.status);
                 }
@@ -159,10 +155,9 @@ impl Keeper {
         {
             *events = Some(file);
             let watched = match self.attempts.get(number).map(|attempt| &attempt.tree) {
-                Some(Tree::Group {
-                    events: Some(events),
-                    ..
-                }) => self.watch(events.as_fd(), Source::Tree(number), EventFlags::PRI),
+                Some(Tree::Group { events: Some(events), .. }) => {
+                    self.watch(events.as_fd(), Source::Tree(number), EventFlags::PRI)
+                }
                 Some(Tree::Group { .. } | Tree::Marker { .. }) | None => return,
             };
             if watched.is_ok() {
@@ -191,11 +186,7 @@ impl Keeper {
 
     /// Looks at the tree of an attempt whose leader has exited.
     pub(super) fn check_tree(&mut self, number: u32) {
-        if self
-            .attempts
-            .get(number)
-            .is_none_or(|attempt| attempt.life != Life::Exited || attempt.awaiting)
-        {
+        if self.attempts.get(number).is_none_or(|attempt| attempt.life != Life::Exited || attempt.awaiting) {
             return;
         }
         let survivors = self.survivors(number);
@@ -207,10 +198,7 @@ impl Keeper {
         let Some(attempt) = self.attempts.get_mut(number) else {
             return;
         };
-        if let Tree::Group {
-            root,
-            events: Some(events),
-        } = &attempt.tree
+        if let Tree::Group { root, events: Some(events) } = &attempt.tree
             && root.version == Version::V2
         {
             // Only a read from the start re-arms the notification.
@@ -232,9 +220,7 @@ impl Keeper {
             return;
         }
         if attempt.kill.is_none() {
-            attempt.kill = Some(Kill {
-                since: Instant::now(),
-            });
+            attempt.kill = Some(Kill { since: Instant::now() });
             attempt.check_every = 0;
         }
         self.signal_tree(number, libc::SIGKILL);
@@ -272,22 +258,12 @@ impl Keeper {
                 self.kill(number);
                 continue;
             }
-            let is_told = matches!(
-                &attempt.tree,
-                Tree::Group {
-                    events: Some(_),
-                    ..
-                }
-            );
+            let is_told = matches!(&attempt.tree, Tree::Group { events: Some(_), .. });
             if attempt.zombie_since.is_some() || (attempt.life == Life::Exited && !is_told) {
                 self.check_soon(number);
             }
         }
         let attempts = &self.attempts;
-        self.watched.retain(|number| {
-            attempts
-                .get(*number)
-                .is_some_and(|attempt| attempt.check_at.is_some())
-        });
+        self.watched.retain(|number| attempts.get(*number).is_some_and(|attempt| attempt.check_at.is_some()));
     }
 }

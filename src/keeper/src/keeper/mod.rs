@@ -74,8 +74,8 @@ impl Source {
     /// `None` for an attempt that is gone since.
     fn of(token: u64, attempts: &Slab<Attempt>) -> Option<Self> {
         let number = token as u32;
-        let is_current = attempts.generation(number) == (token >> 32) as u32 & 0xff_ffff
-            && attempts.get(number).is_some();
+        let is_current =
+            attempts.generation(number) == (token >> 32) as u32 & 0xff_ffff && attempts.get(number).is_some();
         match token >> 56 {
             0 => Some(Self::Signals),
             1 => Some(Self::Socket),
@@ -142,34 +142,21 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     /// Prepares everything; nothing is started yet.
-    fn new(
-        setup: Setup,
-        state_dir: PathBuf,
-        lock: OwnedFd,
-        journal: Journal,
-    ) -> Result<Self, Error> {
+    fn new(setup: Setup, state_dir: PathBuf, lock: OwnedFd, journal: Journal) -> Result<Self, Error> {
         let system = |action| move |source: io::Error| Error::System { action, source };
         let boot_id = crate::wire::boot_id().map_err(system("read the boot id"))?;
-        let inherited_soft = if setup.is_fresh {
-            None
-        } else {
-            std::env::var(NOFILE_VARIABLE)
-                .ok()
-                .and_then(|text| text.parse().ok())
-        };
+        let inherited_soft =
+            if setup.is_fresh { None } else { std::env::var(NOFILE_VARIABLE).ok().and_then(|text| text.parse().ok()) };
         let (soft, hard) = sys::open_files_limit();
         sys::set_open_files_limit(hard, hard);
         let (nofile, _) = sys::open_files_limit();
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|errno| system("become a child subreaper")(errno.into()))?;
         let signals = sys::take_over_signals().map_err(system("take over signals"))?;
-        let mut launcher =
-            Launcher::new(sys::ignored_signals()).map_err(system("prepare to start processes"))?;
-        let trees = cgroup::find(setup.cgroups, &state_dir, |root| {
-            try_out(&mut launcher, root)
-        })?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
-            .map_err(|errno| system("create an epoll set")(errno.into()))?;
+        let mut launcher = Launcher::new(sys::ignored_signals()).map_err(system("prepare to start processes"))?;
+        let trees = cgroup::find(setup.cgroups, &state_dir, |root| try_out(&mut launcher, root))?;
+        let epoll =
+            epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| system("create an epoll set")(errno.into()))?;
         let keeper = Self {
             state_dir,
             shard: setup.shard,
@@ -211,21 +198,12 @@ impl Keeper {
             ending: None,
         };
         keeper
-            .watch(
-                keeper.signals.as_fd(),
-                Source::Signals,
-                epoll::EventFlags::IN,
-            )
+            .watch(keeper.signals.as_fd(), Source::Signals, epoll::EventFlags::IN)
             .map_err(system("watch for signals"))?;
         Ok(keeper)
     }
 
-    fn watch(
-        &self,
-        fd: BorrowedFd<'_>,
-        source: Source,
-        flags: epoll::EventFlags,
-    ) -> io::Result<()> {
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source, flags: epoll::EventFlags) -> io::Result<()> {
         let data = epoll::EventData::new_u64(source.token(&self.attempts));
         Ok(epoll::add(&self.epoll, fd, data, flags)?)
     }
@@ -279,10 +257,7 @@ impl Keeper {
 
     /// How long to sleep: not at all with work at hand, for ever with nothing pending.
     fn timeout(&self) -> Option<Timespec> {
-        let zero = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         if !self.commands.is_empty() || !self.chores.is_empty() {
             return Some(zero);
         }
@@ -294,22 +269,11 @@ impl Keeper {
         ]
         .into_iter()
         .flatten()
-        .chain(
-            self.blocked_logs
-                .iter()
-                .filter_map(|log| self.logs.get(*log)?.retry_at()),
-        )
-        .chain(
-            self.watched
-                .iter()
-                .filter_map(|number| self.attempts.get(*number)?.check_at),
-        )
+        .chain(self.blocked_logs.iter().filter_map(|log| self.logs.get(*log)?.retry_at()))
+        .chain(self.watched.iter().filter_map(|number| self.attempts.get(*number)?.check_at))
         .min()?;
         let left = deadline.saturating_duration_since(Instant::now());
-        Some(Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: i64::from(left.subsec_nanos()),
-        })
+        Some(Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) })
     }
 
     /// Does what is due.
@@ -338,9 +302,7 @@ impl Keeper {
             self.journal_retry = None;
         }
         if self.terminate_by.is_some_and(|by| now >= by) {
-            sys::say(&format_args!(
-                "the controller did not answer in time; ending without it, the workloads go on"
-            ));
+            sys::say(&format_args!("the controller did not answer in time; ending without it, the workloads go on"));
             self.ending = Some(0);
         }
         self.check_preflight(now);
@@ -387,7 +349,7 @@ fn try_out(launcher: &mut Launcher, root: &Root) -> io::Result<()> {
                 Join::Procs(procs.as_fd())
             }
         };
-        let launched = launcher.launch(&Program {
+        let outcome = launcher.launch(&Program {
             candidates: &[],
             argv: &[],
             env: &[],
@@ -405,7 +367,7 @@ fn try_out(launcher: &mut Launcher, root: &Root) -> io::Result<()> {
             join,
             dies_with_keeper_before_exec: true,
         });
-        match launched {
+        match outcome {
             Err(error) if error.stage == crate::wire::spawn_error::Stage::Exec => Ok(()),
             Err(error) => Err(error.error),
             Ok(_) => Err(io::ErrorKind::Other.into()),
@@ -431,11 +393,7 @@ pub(crate) fn run(config: Config) -> Result<i32, Error> {
     sys::close_all_on_exec();
     let state_dir = canonical(&config.state_dir)?;
     let path = state_dir.join(format!("keeper-{}.journal", config.shard));
-    let (journal, records) = Journal::open(&path).map_err(|source| Error::State {
-        action: "open",
-        path,
-        source,
-    })?;
+    let (journal, records) = Journal::open(&path).map_err(|source| Error::State { action: "open", path, source })?;
     let setup = Setup {
         shard: config.shard,
         controller: config.controller,
@@ -470,9 +428,5 @@ pub(crate) fn run(config: Config) -> Result<i32, Error> {
 }
 
 fn canonical(state_dir: &Path) -> Result<PathBuf, Error> {
-    state_dir.canonicalize().map_err(|source| Error::State {
-        action: "use",
-        path: state_dir.to_owned(),
-        source,
-    })
+    state_dir.canonicalize().map_err(|source| Error::State { action: "use", path: state_dir.to_owned(), source })
 }

@@ -54,11 +54,7 @@ impl Keeper {
         };
         for (stream, pipe) in attempt.pipes.iter().enumerate() {
             let Some(pipe) = pipe else { continue };
-            let source = if stream == 0 {
-                Source::Stdout(number)
-            } else {
-                Source::Stderr(number)
-            };
+            let source = if stream == 0 { Source::Stdout(number) } else { Source::Stderr(number) };
             // Only a lack of memory can refuse it; the exit reads the pipe in any case.
             let _ = self.watch(pipe.as_fd(), source, EventFlags::IN);
         }
@@ -83,10 +79,7 @@ impl Keeper {
         let Some(log) = self.attempts.get(number).map(|attempt| attempt.log) else {
             return;
         };
-        let is_first = self
-            .logs
-            .get(log)
-            .is_some_and(|log| log.sources.first() == Some(&number));
+        let is_first = self.logs.get(log).is_some_and(|log| log.sources.first() == Some(&number));
         if is_first || self.drain_older(log, number) {
             self.drain(number, stream, PORTION);
         }
@@ -97,24 +90,14 @@ impl Keeper {
         let Some(log) = self.logs.get(log) else {
             return false;
         };
-        let older: Vec<u32> = log
-            .sources
-            .iter()
-            .copied()
-            .take_while(|source| *source != number)
-            .collect();
+        let older: Vec<u32> = log.sources.iter().copied().take_while(|source| *source != number).collect();
         older.into_iter().all(|source| self.drain_both(source))
     }
 
     /// Reads both pipes of an attempt; false when the log is blocked.
     fn drain_both(&mut self, number: u32) -> bool {
-        let free = [0, 1]
-            .into_iter()
-            .all(|stream| self.drain(number, stream, PORTION) != Drained::Blocked);
-        let is_over = self
-            .attempts
-            .get(number)
-            .is_some_and(super::attempt::Attempt::is_over);
+        let free = [0, 1].into_iter().all(|stream| self.drain(number, stream, PORTION) != Drained::Blocked);
+        let is_over = self.attempts.get(number).is_some_and(super::attempt::Attempt::is_over);
         if free && is_over {
             self.release_output(number);
         }
@@ -126,20 +109,14 @@ impl Keeper {
         let Some(attempt) = self.attempts.get_mut(number) else {
             return Drained::End;
         };
-        let (Some(pipe), Some(log)) = (&attempt.pipes[stream], self.logs.get_mut(attempt.log))
-        else {
+        let (Some(pipe), Some(log)) = (&attempt.pipes[stream], self.logs.get_mut(attempt.log)) else {
             return Drained::End;
         };
         let log_number = attempt.log;
         let was_open = log.is_open();
         let before = log.state();
-        let outcome = log.drain(
-            &self.state_dir,
-            pipe.as_fd(),
-            (STREAMS[stream], attempt.attempt),
-            limit,
-            self.null.as_fd(),
-        );
+        let outcome =
+            log.drain(&self.state_dir, pipe.as_fd(), (STREAMS[stream], attempt.attempt), limit, self.null.as_fd());
         let after = log.state();
         let is_opened = !was_open && log.is_open();
         match outcome {
@@ -157,9 +134,7 @@ impl Keeper {
         if is_opened {
             self.note_opened(log_number);
         }
-        if before.blocked_errno != after.blocked_errno
-            || (before.dropped == 0) != (after.dropped == 0)
-        {
+        if before.blocked_errno != after.blocked_errno || (before.dropped == 0) != (after.dropped == 0) {
             self.mark_log_dirty(log_number);
         }
         outcome
@@ -234,11 +209,7 @@ impl Keeper {
             let free = sources.iter().all(|source| self.drain_both(*source));
             if free {
                 for source in sources {
-                    if self
-                        .attempts
-                        .get(source)
-                        .is_some_and(|attempt| !attempt.is_watched)
-                    {
+                    if self.attempts.get(source).is_some_and(|attempt| !attempt.is_watched) {
                         self.watch_output(source);
                     }
                 }
@@ -262,11 +233,7 @@ impl Keeper {
             return;
         }
         for stream in [0, 1] {
-            let Some(pipe) = self
-                .attempts
-                .get(number)
-                .and_then(|attempt| attempt.pipes[stream].as_ref())
-            else {
+            let Some(pipe) = self.attempts.get(number).and_then(|attempt| attempt.pipes[stream].as_ref()) else {
                 continue;
             };
             // A survivor may write for ever; what was there by now is what counts.
@@ -286,14 +253,8 @@ impl Keeper {
         let Some(attempt) = self.attempts.get_mut(number) else {
             return;
         };
-        if self
-            .logs
-            .get(attempt.log)
-            .is_some_and(|log| log.in_blocked_list)
-        {
-            let has_bytes = |pipe: &std::os::fd::OwnedFd| {
-                rustix::io::ioctl_fionread(pipe).unwrap_or(0) > 0
-            };
+        if self.logs.get(attempt.log).is_some_and(|log| log.in_blocked_list) {
+            let has_bytes = |pipe: &std::os::fd::OwnedFd| rustix::io::ioctl_fionread(pipe).unwrap_or(0) > 0;
             if attempt.pipes.iter().flatten().any(has_bytes) {
                 return;
             }
@@ -308,10 +269,7 @@ impl Keeper {
 
     /// Reports the log's state with the attempts that write to it.
     fn mark_log_dirty(&mut self, log: u32) {
-        let sources = self
-            .logs
-            .get(log)
-            .map_or(Vec::new(), |log| log.sources.clone());
+        let sources = self.logs.get(log).map_or(Vec::new(), |log| log.sources.clone());
         for source in sources {
             self.mark_dirty(source);
         }

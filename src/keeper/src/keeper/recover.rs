@@ -30,6 +30,10 @@ const UNSTARTED: &str = "the keeper died while starting it, and no process of it
 const START_PATIENCE: Duration = Duration::from_millis(100);
 const EXEC_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How often, and how long apart, the pipes of an adopted tree are looked for before they count as closed by it.
+const PIPE_TRIES: usize = 10;
+const PIPE_PAUSE: Duration = Duration::from_micros(500);
+
 /// What the journal says of one attempt.
 #[derive(Debug, Default)]
 struct Entry {
@@ -53,10 +57,7 @@ fn fold(records: Vec<JournalRecord>) -> (Vec<Entry>, HashMap<String, u64>) {
                     entry.intent = intent;
                 } else {
                     places.insert(key, entries.len());
-                    entries.push(Some(Entry {
-                        intent,
-                        ..Entry::default()
-                    }));
+                    entries.push(Some(Entry { intent, ..Entry::default() }));
                 }
             }
             Some(Kind::Started(started)) => {
@@ -109,11 +110,7 @@ impl Keeper {
     }
 
     fn recover_entry(&mut self, entry: Entry) {
-        let Entry {
-            intent,
-            started,
-            ended,
-        } = entry;
+        let Entry { intent, started, ended } = entry;
         if !is_id(&intent.id) || intent.attempt == 0 {
             return;
         }
@@ -147,9 +144,7 @@ impl Keeper {
             return;
         }
         attempt.life = Life::Empty;
-        attempt
-            .exit
-            .get_or_insert_with(|| Box::new(Exit::unknown(REBOOTED, sys::unix_nanos())));
+        attempt.exit.get_or_insert_with(|| Box::new(Exit::unknown(REBOOTED, sys::unix_nanos())));
         if let Some(ended) = attempt.ended() {
             self.journal.note(ended);
         }
@@ -172,19 +167,13 @@ impl Keeper {
     pub(super) fn root_of(&mut self, group: &str) -> Option<Rc<Root>> {
         let path = Path::new(group).parent()?;
         let own = self.trees.root.as_ref();
-        if let Some(root) = own
-            .into_iter()
-            .chain(&self.other_roots)
-            .find(|root| root.path == path)
-        {
+        if let Some(root) = own.into_iter().chain(&self.other_roots).find(|root| root.path == path) {
             return Some(root.clone());
         }
         let version = if path.join("cgroup.controllers").exists() {
             Version::V2
         } else {
-            Version::V1 {
-                freezer: Path::new(group).join("freezer.state").exists(),
-            }
+            Version::V1 { freezer: Path::new(group).join("freezer.state").exists() }
         };
         let root = Rc::new(Root::open(version, path).ok()?);
         self.other_roots.push(root.clone());
@@ -197,9 +186,7 @@ impl Keeper {
             return;
         };
         for name in root.names() {
-            let parsed = name
-                .rsplit_once('.')
-                .and_then(|(id, attempt)| Some((id, attempt.parse::<u64>().ok()?)));
+            let parsed = name.rsplit_once('.').and_then(|(id, attempt)| Some((id, attempt.parse::<u64>().ok()?)));
             let known = parsed.is_some_and(|(id, attempt)| self.current(id, attempt).is_some());
             if known {
                 continue;
@@ -221,11 +208,7 @@ impl Keeper {
                         held.awaiting = true;
                     }
                 }
-                _ => self.chores.push_back(Chore::Group {
-                    root: root.clone(),
-                    name,
-                    tries: 0,
-                }),
+                _ => self.chores.push_back(Chore::Group { root: root.clone(), name, tries: 0 }),
             }
         }
     }
@@ -274,13 +257,7 @@ impl Keeper {
             (Life::Running, true) => {
                 if !attempt.is_child
                     && let Some(pidfd) = &attempt.pidfd
-                    && self
-                        .watch(
-                            pidfd.as_fd(),
-                            Source::Pidfd(number),
-                            EventFlags::IN | EventFlags::ET,
-                        )
-                        .is_err()
+                    && self.watch(pidfd.as_fd(), Source::Pidfd(number), EventFlags::IN | EventFlags::ET).is_err()
                 {
                     self.check_soon(number);
                 }
@@ -308,19 +285,24 @@ impl Keeper {
     /// For an attempt that got no further than its Intent: the process in its group, or with its marker.
     fn find_leader(&mut self, number: u32) {
         let mut pids = self.look_for_tree(number);
-        let is_born_inside = self.attempts.get(number).is_some_and(
-            |attempt| matches!(&attempt.tree, Tree::Group { root, .. } if root.version == Version::V2),
-        );
+        let is_born_inside = self
+            .attempts
+            .get(number)
+            .is_some_and(|attempt| matches!(&attempt.tree, Tree::Group { root, .. } if root.version == Version::V2));
         if pids.is_empty() && !is_born_inside {
             // Between its birth and joining the group, or showing the marker.
             thread::sleep(START_PATIENCE);
             pids = self.look_for_tree(number);
         }
+        // Start times are coarse, so a child can have its parent's; the leader is nobody's child and leads a session.
         let leader = pids
-            .into_iter()
-            .filter_map(|pid| Some((procfs::stat(pid)?, pid)))
+            .iter()
+            .filter_map(|pid| Some((procfs::stat(*pid)?, *pid)))
             .filter(|(stat, _)| !stat.is_dead())
-            .min_by_key(|(stat, _)| stat.start_time);
+            .min_by_key(|(stat, pid)| {
+                let is_child = pids.contains(&stat.parent);
+                (is_child, stat.session != *pid, stat.start_time, *pid)
+            });
         let (Some((stat, pid)), Some(attempt)) = (leader, self.attempts.get_mut(number)) else {
             return;
         };
@@ -339,11 +321,8 @@ impl Keeper {
         }
         if shows_marker() {
             let own = [1, 2].map(|fd| procfs::pipe_inode(std::process::id() as i32, fd));
-            attempt.inodes = [1, 2].map(|fd| {
-                procfs::pipe_inode(pid, fd)
-                    .filter(|inode| !own.contains(&Some(*inode)))
-                    .unwrap_or(0)
-            });
+            attempt.inodes =
+                [1, 2].map(|fd| procfs::pipe_inode(pid, fd).filter(|inode| !own.contains(&Some(*inode))).unwrap_or(0));
         }
         if let Some(started) = attempt.started() {
             self.journal.note(started);
@@ -386,33 +365,37 @@ impl Keeper {
 
     /// Finds the pipes that nobody gave us, through whoever of the tree still has them.
     fn reopen_pipes(&mut self, number: u32, is_alive: bool) {
-        let missing = self.attempts.get(number).is_some_and(|attempt| {
-            (0..2).any(|stream| attempt.pipes[stream].is_none() && attempt.inodes[stream] != 0)
-        });
+        let missing = self
+            .attempts
+            .get(number)
+            .is_some_and(|attempt| (0..2).any(|stream| attempt.pipes[stream].is_none() && attempt.inodes[stream] != 0));
         if !missing {
             return;
         }
         let leader = self.attempts.get(number).map_or(0, |attempt| attempt.pid);
         let mut pids = if is_alive { vec![leader] } else { Vec::new() };
-        let mut looked_further = false;
-        for stream in 0..2 {
-            let Some(inode) = self
-                .attempts
-                .get(number)
-                .filter(|attempt| attempt.pipes[stream].is_none())
-                .map(|attempt| attempt.inodes[stream])
-                .filter(|inode| *inode != 0)
-            else {
-                continue;
-            };
-            let mut pipe = pids.iter().find_map(|pid| procfs::reopen_pipe(*pid, inode));
-            if pipe.is_none() && !looked_further {
-                looked_further = true;
+        for tries in 0..PIPE_TRIES {
+            if tries == 1 {
                 pids.extend(self.survivors(number));
-                pipe = pids.iter().find_map(|pid| procfs::reopen_pipe(*pid, inode));
             }
-            if let Some(attempt) = self.attempts.get_mut(number) {
-                attempt.pipes[stream] = pipe;
+            if tries > 0 {
+                if pids.is_empty() {
+                    return;
+                }
+                // A shell moves its descriptors about while it runs a command with a redirection.
+                thread::sleep(PIPE_PAUSE);
+            }
+            let Some(attempt) = self.attempts.get_mut(number) else {
+                return;
+            };
+            for stream in 0..2 {
+                let inode = attempt.inodes[stream];
+                if inode != 0 && attempt.pipes[stream].is_none() {
+                    attempt.pipes[stream] = pids.iter().find_map(|pid| procfs::reopen_pipe(*pid, inode));
+                }
+            }
+            if (0..2).all(|stream| attempt.pipes[stream].is_some() || attempt.inodes[stream] == 0) {
+                return;
             }
         }
     }
@@ -433,11 +416,7 @@ mod tests {
     use crate::wire::Forgotten;
 
     fn intent(id: &str, attempt: u64) -> Intent {
-        Intent {
-            id: id.to_owned(),
-            attempt,
-            ..Intent::default()
-        }
+        Intent { id: id.to_owned(), attempt, ..Intent::default() }
     }
 
     #[test]
@@ -445,24 +424,11 @@ mod tests {
         let (entries, newest) = fold(vec![
             intent("a", 1).into(),
             intent("b", 4).into(),
-            Ended {
-                id: "a".to_owned(),
-                attempt: 1,
-                tree_empty: true,
-                ..Ended::default()
-            }
-            .into(),
-            Forgotten {
-                id: "a".to_owned(),
-                attempt: 1,
-            }
-            .into(),
+            Ended { id: "a".to_owned(), attempt: 1, tree_empty: true, ..Ended::default() }.into(),
+            Forgotten { id: "a".to_owned(), attempt: 1 }.into(),
             intent("a", 2).into(),
         ]);
-        let left: Vec<_> = entries
-            .iter()
-            .map(|entry| token(&entry.intent.id, entry.intent.attempt))
-            .collect();
+        let left: Vec<_> = entries.iter().map(|entry| token(&entry.intent.id, entry.intent.attempt)).collect();
         assert_eq!(left, ["b.4", "a.2"]);
         assert_eq!(newest["a"], 2);
         assert!(entries.iter().all(|entry| entry.ended.is_none()));
@@ -472,16 +438,8 @@ mod tests {
     fn a_repeated_intent_changes_the_settings_and_nothing_else() {
         let mut again = intent("a", 1);
         again.log_dir = "logs/a".to_owned();
-        let started = Started {
-            id: "a".to_owned(),
-            attempt: 1,
-            ..Started::default()
-        };
-        let (entries, _) = fold(vec![
-            intent("a", 1).into(),
-            started.clone().into(),
-            again.into(),
-        ]);
+        let started = Started { id: "a".to_owned(), attempt: 1, ..Started::default() };
+        let (entries, _) = fold(vec![intent("a", 1).into(), started.clone().into(), again.into()]);
         assert_eq!(entries.len(), 1);
         assert_eq!(entries[0].intent.log_dir, "logs/a");
         assert_eq!(entries[0].started, Some(started));

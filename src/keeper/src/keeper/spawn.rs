@@ -59,9 +59,7 @@ fn objection(spawn: &Spawn) -> Option<String> {
         return Some("the working directory is not absolute".to_owned());
     }
     let log_dir = Path::new(&spawn.log_dir);
-    let stays_below = log_dir
-        .components()
-        .all(|component| matches!(component, Component::Normal(_)));
+    let stays_below = log_dir.components().all(|component| matches!(component, Component::Normal(_)));
     if spawn.log_dir.is_empty() || !stays_below {
         return Some("the log directory is not below the state directory".to_owned());
     }
@@ -71,9 +69,7 @@ fn objection(spawn: &Spawn) -> Option<String> {
 /// Whether this can be the uid of an instance.
 pub(super) fn is_id(id: &str) -> bool {
     (1..=64).contains(&id.len())
-        && id
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
 impl Keeper {
@@ -95,9 +91,7 @@ impl Keeper {
             log_dir: spawn.log_dir.clone(),
             log: spawn.log,
             boot_id: self.boot_id.to_string(),
-            cgroup: root.as_ref().map_or_else(String::new, |root| {
-                root.path.join(&name).display().to_string()
-            }),
+            cgroup: root.as_ref().map_or_else(String::new, |root| root.path.join(&name).display().to_string()),
         };
         if let Err(error) = self.journal.append(intent) {
             let path = self.journal.path().display().to_string();
@@ -156,11 +150,7 @@ impl Keeper {
     fn conflict(&self, spawn: &Spawn) -> Option<String> {
         let instance = self.instances.get(spawn.id.as_str());
         let living = instance.and_then(|instance| {
-            instance
-                .attempts
-                .iter()
-                .filter_map(|number| self.attempts.get(*number))
-                .find(|attempt| !attempt.is_over())
+            instance.attempts.iter().filter_map(|number| self.attempts.get(*number)).find(|attempt| !attempt.is_over())
         });
         if let Some(attempt) = living {
             return Some(format!("attempt {} lives", attempt.attempt));
@@ -174,11 +164,7 @@ impl Keeper {
 
     /// An attempt about which nothing else is known yet.
     pub(super) fn new_attempt(&mut self, spawn: &Spawn, root: Option<Rc<Root>>) -> Attempt {
-        let id = self.instance(
-            &spawn.id,
-            &spawn.log_dir,
-            spawn.log.unwrap_or_default(),
-        );
+        let id = self.instance(&spawn.id, &spawn.log_dir, spawn.log.unwrap_or_default());
         let log = self.instances.get(&id).map_or(0, |instance| instance.log);
         Attempt {
             id,
@@ -198,9 +184,7 @@ impl Keeper {
             inodes: [0, 0],
             tree: match root {
                 Some(root) => Tree::Group { root, events: None },
-                None => Tree::Marker {
-                    members: Vec::new(),
-                },
+                None => Tree::Marker { members: Vec::new() },
             },
             kill: None,
             check_at: None,
@@ -237,12 +221,7 @@ impl Keeper {
     }
 
     /// Makes the pipes and the process.
-    fn bear(
-        &mut self,
-        spawn: &Spawn,
-        root: Option<&Root>,
-        name: &str,
-    ) -> Result<Born, SpawnError> {
+    fn bear(&mut self, spawn: &Spawn, root: Option<&Root>, name: &str) -> Result<Born, SpawnError> {
         let prepared = Prepared::new(spawn, self.workload_nofile)?;
         let pipe_failure = |error: io::Error| failure(Stage::Pipe, &error, "");
         let make_pipe = || -> io::Result<(OwnedFd, OwnedFd)> {
@@ -269,8 +248,7 @@ impl Keeper {
                 format!("RLIMIT_NOFILE of the daemon ({})", self.nofile),
             ));
         }
-        let cgroup_failure =
-            |error: io::Error| failure(Stage::Cgroup, &error, root_path(root, name));
+        let cgroup_failure = |error: io::Error| failure(Stage::Cgroup, &error, root_path(root, name));
         let (directory, procs);
         let join = match root {
             None => Join::Stay,
@@ -310,11 +288,7 @@ impl Keeper {
                 Stage::Cgroup => root_path(root, name),
                 Stage::User => user(spawn),
                 Stage::Exec => return exec_failure(spawn, &prepared, &error),
-                Stage::Unspecified
-                | Stage::Pipe
-                | Stage::Fork
-                | Stage::Limits
-                | Stage::Journal => String::new(),
+                Stage::Unspecified | Stage::Pipe | Stage::Fork | Stage::Limits | Stage::Journal => String::new(),
             };
             failure(error.stage, &error.error, path)
         })?;
@@ -331,9 +305,7 @@ impl Keeper {
 }
 
 fn root_path(root: Option<&Root>, name: &str) -> String {
-    root.map_or_else(String::new, |root| {
-        root.path.join(name).display().to_string()
-    })
+    root.map_or_else(String::new, |root| root.path.join(name).display().to_string())
 }
 
 fn user(spawn: &Spawn) -> String {
@@ -365,12 +337,8 @@ impl<'a> Prepared<'a> {
             return Err(failure(Stage::User, &invalid(), user(spawn)));
         }
         let argv = strings(&spawn.argv)?;
-        let given: Vec<Vec<u8>> = spawn
-            .env
-            .iter()
-            .filter(|entry| !entry.starts_with(b"OSTLER_ATTEMPT="))
-            .cloned()
-            .collect();
+        let given: Vec<Vec<u8>> =
+            spawn.env.iter().filter(|entry| !entry.starts_with(b"OSTLER_ATTEMPT=")).cloned().collect();
         let mut env = strings(&given)?;
         let marker = format!("OSTLER_ATTEMPT={}", token(&spawn.id, spawn.attempt));
         env.extend(CString::new(marker));
@@ -378,10 +346,7 @@ impl<'a> Prepared<'a> {
         let candidates = if name.contains(&b'/') || name.is_empty() {
             vec![argv[0].clone()]
         } else {
-            let path = given
-                .iter()
-                .find_map(|entry| entry.strip_prefix(b"PATH="))
-                .unwrap_or(DEFAULT_PATH);
+            let path = given.iter().find_map(|entry| entry.strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
             path.split(|byte| *byte == b':')
                 .filter_map(|directory| {
                     // An empty entry means the working directory.
@@ -396,11 +361,7 @@ impl<'a> Prepared<'a> {
         let is_root = rustix::process::geteuid().is_root();
         let changes = spawn.uid.is_some() || spawn.gid.is_some();
         let groups = (!spawn.groups.is_empty() || (changes && is_root)).then_some(&*spawn.groups);
-        let default_nofile = Limit {
-            resource: libc::RLIMIT_NOFILE as u32,
-            soft: nofile.0,
-            hard: nofile.1,
-        };
+        let default_nofile = Limit { resource: sys::OPEN_FILES, soft: nofile.0, hard: nofile.1 };
         let limits = std::iter::once(default_nofile)
             .chain(spawn.rlimits.iter().map(|limit| Limit {
                 resource: limit.resource,
@@ -408,23 +369,12 @@ impl<'a> Prepared<'a> {
                 hard: limit.hard,
             }))
             .collect();
-        Ok(Self {
-            candidates,
-            argv,
-            env,
-            working_dir,
-            groups,
-            limits,
-        })
+        Ok(Self { candidates, argv, env, working_dir, groups, limits })
     }
 }
 
 /// Says which file an exec failed for: the program, or the interpreter that it names and that is missing.
-fn exec_failure(
-    spawn: &Spawn,
-    prepared: &Prepared<'_>,
-    error: &sys::launch::LaunchError,
-) -> SpawnError {
+fn exec_failure(spawn: &Spawn, prepared: &Prepared<'_>, error: &sys::launch::LaunchError) -> SpawnError {
     let name = String::from_utf8_lossy(&spawn.argv[0]).into_owned();
     let errno = error.error.raw_os_error();
     if errno == Some(libc::ENOENT) || errno == Some(libc::ENOTDIR) {
@@ -440,21 +390,14 @@ fn exec_failure(
         }
         return failure(Stage::Exec, &error.error, name);
     }
-    let path = prepared
-        .candidates
-        .get(error.candidate)
-        .map_or(name, |path| path.to_string_lossy().into_owned());
+    let path = prepared.candidates.get(error.candidate).map_or(name, |path| path.to_string_lossy().into_owned());
     failure(Stage::Exec, &error.error, path)
 }
 
 /// The interpreter that an existing program asks for: by `#!`, or an ELF program's loader.
 fn interpreter(path: &Path) -> Option<String> {
     let mut head = Vec::new();
-    File::open(path)
-        .ok()?
-        .take(4096)
-        .read_to_end(&mut head)
-        .ok()?;
+    File::open(path).ok()?.take(4096).read_to_end(&mut head).ok()?;
     if let Some(line) = head.strip_prefix(b"#!") {
         let line = line.split(|byte| *byte == b'\n').next()?;
         let line = String::from_utf8_lossy(line);
@@ -530,10 +473,7 @@ mod tests {
         spawn.env = vec![b"PATH=/a::b".to_vec(), b"OSTLER_ATTEMPT=forged".to_vec()];
         let prepared = Prepared::new(&spawn, (1, 2)).unwrap();
         assert_eq!(prepared.candidates, [c"/a/x", c"./x", c"b/x"].map(CString::from));
-        assert_eq!(
-            prepared.env,
-            [c"PATH=/a::b", c"OSTLER_ATTEMPT=abc-1.1"].map(CString::from)
-        );
+        assert_eq!(prepared.env, [c"PATH=/a::b", c"OSTLER_ATTEMPT=abc-1.1"].map(CString::from));
     }
 
     #[test]

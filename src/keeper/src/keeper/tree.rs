@@ -6,11 +6,25 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use super::Keeper;
 use super::attempt::{Life, Tree};
 use crate::procfs::{self, Stat};
 use crate::{cgroup, sys};
+
+/// Whether a process carries the marker. One that is just being replaced by execve shows no environment at all for a
+/// moment; of an orphan that came to us this is worth waiting for.
+fn shows_marker(pid: i32, marker: &[u8], is_orphan: bool) -> bool {
+    for _ in 0..4 {
+        match procfs::environment_has(pid, marker) {
+            Some(has) => return has,
+            None if is_orphan => std::thread::sleep(Duration::from_micros(500)),
+            None => return false,
+        }
+    }
+    false
+}
 
 impl Keeper {
     /// The living processes of the tree other than the leader.
@@ -73,10 +87,7 @@ impl Keeper {
             .filter_map(|pid| Some((pid, procfs::stat(pid)?)))
             .collect();
         // While the leader is there, if only as a zombie, the kernel gives its number to no other session.
-        let session_is_ours = leader.0 != 0
-            && all
-                .get(&leader.0)
-                .is_some_and(|stat| stat.start_time == leader.1);
+        let session_is_ours = leader.0 != 0 && all.get(&leader.0).is_some_and(|stat| stat.start_time == leader.1);
         let mut found: HashSet<i32> = HashSet::new();
         for (pid, stat) in &all {
             let known = members.contains(&(*pid, stat.start_time));
@@ -85,8 +96,7 @@ impl Keeper {
             if known
                 || in_session
                 || is_leader
-                || (stat.start_time >= leader.1
-                    && procfs::environment_has(*pid, marker.as_bytes()) == Some(true))
+                || (stat.start_time >= leader.1 && shows_marker(*pid, marker.as_bytes(), stat.parent == own))
             {
                 found.insert(*pid);
             }
@@ -97,9 +107,7 @@ impl Keeper {
                 .filter(|(pid, stat)| {
                     !found.contains(pid)
                         && found.contains(&stat.parent)
-                        && all
-                            .get(&stat.parent)
-                            .is_some_and(|parent| parent.start_time <= stat.start_time)
+                        && all.get(&stat.parent).is_some_and(|parent| parent.start_time <= stat.start_time)
                 })
                 .map(|(pid, _)| *pid)
                 .collect();
@@ -159,8 +167,7 @@ impl Keeper {
                 members
                     .iter()
                     .filter(|(pid, start)| {
-                        procfs::stat(*pid)
-                            .is_some_and(|stat| stat.start_time == *start && !stat.is_dead())
+                        procfs::stat(*pid).is_some_and(|stat| stat.start_time == *start && !stat.is_dead())
                     })
                     .map(|(pid, _)| *pid)
                     .collect()

@@ -21,6 +21,7 @@ use super::attempt::Life;
 use super::recover::set_started;
 use super::{Keeper, NOFILE_VARIABLE, Setup};
 use crate::journal::Journal;
+use crate::logs::Log;
 use crate::wire::{OLDEST_PROTOCOL, PROTOCOL, Spawn, UpgradeFailed, Upgraded};
 use crate::{Error, sys};
 
@@ -48,8 +49,8 @@ pub(super) fn read_state(state: BorrowedFd<'_>) -> Result<Upgraded, Error> {
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
     file.read_to_end(&mut bytes).map_err(unreadable)?;
-    let state = Upgraded::decode(bytes.as_slice())
-        .map_err(|error| refused(format!("the state is damaged: {error}")))?;
+    let state =
+        Upgraded::decode(bytes.as_slice()).map_err(|error| refused(format!("the state is damaged: {error}")))?;
     if state.protocol < OLDEST_PROTOCOL {
         return Err(refused(format!(
             "version {} wrote it in protocol {}, and this program reads {OLDEST_PROTOCOL} and newer",
@@ -106,11 +107,7 @@ impl Keeper {
         for (_, attempt) in self.attempts.iter() {
             let (directory, settings) = self.log_of(attempt);
             let log = self.logs.get(attempt.log);
-            let mut held = attempt.held(
-                directory,
-                settings,
-                log.map_or_else(Default::default, |log| log.state()),
-            );
+            let mut held = attempt.held(directory, settings, log.map_or_else(Default::default, Log::state));
             held.pidfd = keep(attempt.pidfd.as_ref().map(OwnedFd::as_fd));
             held.stdout_fd = keep(attempt.pipes[0].as_ref().map(OwnedFd::as_fd));
             held.stderr_fd = keep(attempt.pipes[1].as_ref().map(OwnedFd::as_fd));
@@ -133,11 +130,7 @@ impl Keeper {
         let started = self.write_frozen().and_then(|(memory, _)| {
             let number = memory.as_raw_fd();
             let mut command = Command::new(&binary);
-            command
-                .arg("keeper-check")
-                .arg(number.to_string())
-                .stdin(Stdio::null())
-                .stdout(Stdio::null());
+            command.arg("keeper-check").arg(number.to_string()).stdin(Stdio::null()).stdout(Stdio::null());
             inherit_on_exec(&mut command, number);
             command.spawn()
         });
@@ -184,10 +177,7 @@ impl Keeper {
         } else {
             format!("exit code {}", libc::WEXITSTATUS(status))
         };
-        let why = format!(
-            "{} does not take the state ({how})",
-            preflight.binary.display()
-        );
+        let why = format!("{} does not take the state ({how})", preflight.binary.display());
         self.preflight = None;
         self.fail_upgrade(why);
     }
@@ -237,10 +227,8 @@ impl Keeper {
         let mut arguments: Vec<OsString> = self.upgrade_args.clone();
         arguments.push("--state-fd".into());
         arguments.push(memory.as_raw_fd().to_string().into());
-        let error = Command::new(binary)
-            .args(arguments)
-            .env(NOFILE_VARIABLE, self.workload_nofile.0.to_string())
-            .exec();
+        let error =
+            Command::new(binary).args(arguments).env(NOFILE_VARIABLE, self.workload_nofile.0.to_string()).exec();
         let _ = set_all(true);
         error
     }
@@ -260,22 +248,14 @@ fn inherit_on_exec(command: &mut Command, number: RawFd) {
 }
 
 /// Takes over what the predecessor, this very process, has frozen.
-pub(super) fn resume(
-    setup: Setup,
-    state_dir: PathBuf,
-    state: Upgraded,
-    journal: Journal,
-) -> Result<Keeper, Error> {
+pub(super) fn resume(setup: Setup, state_dir: PathBuf, state: Upgraded, journal: Journal) -> Result<Keeper, Error> {
     let inherited = |fd: RawFd| {
         if fd < 0 {
             return Ok(None);
         }
-        sys::inherited(fd)
-            .map(Some)
-            .map_err(|error| refused(format!("descriptor {fd}: {error}")))
+        sys::inherited(fd).map(Some).map_err(|error| refused(format!("descriptor {fd}: {error}")))
     };
-    let lock =
-        inherited(state.lock_fd)?.ok_or_else(|| refused("the lock was not handed over"))?;
+    let lock = inherited(state.lock_fd)?.ok_or_else(|| refused("the lock was not handed over"))?;
     // The same file is open anew; this one only kept it from going away.
     drop(inherited(state.journal_fd)?);
     let mut keeper = Keeper::new(setup, state_dir, lock, journal)?;
@@ -323,11 +303,7 @@ pub(super) fn resume(
     let controller_pidfd = inherited(state.controller_pidfd)?;
     match inherited(state.socket_fd)? {
         Some(socket) => {
-            let known = (state.controller_pid != 0).then_some((
-                state.controller_pid,
-                controller_pidfd,
-                true,
-            ));
+            let known = (state.controller_pid != 0).then_some((state.controller_pid, controller_pidfd, true));
             keeper.connect(socket, known);
             keeper.greet();
             keeper.begin_snapshot(false);

@@ -43,14 +43,8 @@ struct Record {
 impl Record {
     fn encode(self) -> [u8; RECORD] {
         let (tag, word) = match self.mark {
-            Mark::Bytes {
-                stream: Stream::Stdout,
-                at,
-            } => (0, at as u64),
-            Mark::Bytes {
-                stream: Stream::Stderr,
-                at,
-            } => (1, at as u64),
+            Mark::Bytes { stream: Stream::Stdout, at } => (0, at as u64),
+            Mark::Bytes { stream: Stream::Stderr, at } => (1, at as u64),
             Mark::Attempt(attempt) => (2, attempt),
         };
         let mut bytes = [0; RECORD];
@@ -63,20 +57,14 @@ impl Record {
         let (first, second) = bytes.split_at(8);
         let first = u64::from_le_bytes(first.try_into().ok()?);
         let word = u64::from_le_bytes(second.try_into().ok()?);
-        let bytes = |stream| Mark::Bytes {
-            stream,
-            at: word as i64,
-        };
+        let bytes = |stream| Mark::Bytes { stream, at: word as i64 };
         let mark = match first >> OFFSET_BITS {
             0 => bytes(Stream::Stdout),
             1 => bytes(Stream::Stderr),
             2 => Mark::Attempt(word),
             _ => return None,
         };
-        Some(Self {
-            offset: first & ((1 << OFFSET_BITS) - 1),
-            mark,
-        })
+        Some(Self { offset: first & ((1 << OFFSET_BITS) - 1), mark })
     }
 }
 
@@ -118,20 +106,11 @@ mod tests {
     #[test]
     fn records_survive_encoding() {
         for mark in [
-            Mark::Bytes {
-                stream: Stream::Stdout,
-                at: 1,
-            },
-            Mark::Bytes {
-                stream: Stream::Stderr,
-                at: i64::MAX,
-            },
+            Mark::Bytes { stream: Stream::Stdout, at: 1 },
+            Mark::Bytes { stream: Stream::Stderr, at: i64::MAX },
             Mark::Attempt(7),
         ] {
-            let record = Record {
-                offset: (1 << OFFSET_BITS) - 1,
-                mark,
-            };
+            let record = Record { offset: (1 << OFFSET_BITS) - 1, mark };
             assert_eq!(Record::decode(record.encode()), Some(record));
         }
         assert_eq!(Record::decode([0xff; RECORD]), None);

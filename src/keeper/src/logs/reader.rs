@@ -39,22 +39,14 @@ pub fn segments(directory: &Path) -> io::Result<Vec<Segment>> {
         let path = log_path(directory, sequence);
         // A file that was pruned since is not an error.
         if let Ok(metadata) = fs::metadata(&path) {
-            found.push(Segment {
-                sequence,
-                path,
-                size: metadata.len(),
-                modified: modified(&metadata),
-            });
+            found.push(Segment { sequence, path, size: metadata.len(), modified: modified(&metadata) });
         }
     }
     Ok(found)
 }
 
 fn modified(metadata: &fs::Metadata) -> i64 {
-    metadata
-        .mtime()
-        .saturating_mul(1_000_000_000)
-        .saturating_add(metadata.mtime_nsec())
+    metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())
 }
 
 /// Whose output to read.
@@ -164,14 +156,7 @@ impl Index {
             let mut header = [0; RECORD];
             file.read_exact_at(&mut header, 0).is_ok() && header == INDEX_HEADER
         });
-        Self {
-            file,
-            at: RECORD as u64,
-            block: Vec::new(),
-            used: 0,
-            attempt,
-            last_offset: 0,
-        }
+        Self { file, at: RECORD as u64, block: Vec::new(), used: 0, attempt, last_offset: 0 }
     }
 
     /// The next record that makes sense; `None` when there is none yet.
@@ -207,12 +192,7 @@ impl Index {
             match record.mark {
                 Mark::Attempt(attempt) => self.attempt = attempt,
                 Mark::Bytes { stream, at } => {
-                    return Some(Run {
-                        start: record.offset,
-                        stream,
-                        attempt: self.attempt,
-                        at,
-                    });
+                    return Some(Run { start: record.offset, stream, attempt: self.attempt, at });
                 }
             }
         }
@@ -242,12 +222,7 @@ impl OpenSegment {
             log,
             index,
             offset: 0,
-            current: Run {
-                start: 0,
-                stream: Stream::Stdout,
-                attempt,
-                at,
-            },
+            current: Run { start: 0, stream: Stream::Stdout, attempt, at },
             following: None,
         })
     }
@@ -274,10 +249,7 @@ impl Reader {
     /// Positions a reader at the beginning of what `filter` asks for. A log that does not exist yet reads as empty.
     pub fn open(directory: &Path, filter: Filter) -> io::Result<Self> {
         let all = sequences(directory)?;
-        let first = Place {
-            sequence: all.first().copied().unwrap_or(1),
-            offset: 0,
-        };
+        let first = Place { sequence: all.first().copied().unwrap_or(1), offset: 0 };
         let mut reader = Self {
             directory: directory.to_owned(),
             stream: filter.stream,
@@ -312,10 +284,7 @@ impl Reader {
                 let Mark::Attempt(attempt) = record.mark else {
                     continue;
                 };
-                let place = Place {
-                    sequence: *sequence,
-                    offset: record.offset,
-                };
+                let place = Place { sequence: *sequence, offset: record.offset };
                 if current.is_none_or(|(last, _)| last != attempt) {
                     if let Attempts::Only(only) = wanted
                         && current.is_some_and(|(last, _)| last == only)
@@ -331,10 +300,7 @@ impl Reader {
                 break;
             }
         }
-        let end_of_log = Place {
-            sequence: u64::MAX,
-            offset: 0,
-        };
+        let end_of_log = Place { sequence: u64::MAX, offset: 0 };
         match (wanted, current, previous) {
             (Attempts::All, _, _) | (Attempts::Current, None, _) => {}
             (Attempts::Current, Some((attempt, place)), _) => {
@@ -370,11 +336,9 @@ impl Reader {
                 continue;
             };
             let metadata = segment.log.metadata()?;
-            if modified(&metadata) < since {
-                self.next = Place {
-                    sequence: *sequence,
-                    offset: metadata.len(),
-                };
+            // The times of files come from a clock that stands still for some milliseconds at a time.
+            if modified(&metadata).saturating_add(RECORD_EVERY) < since {
+                self.next = Place { sequence: *sequence, offset: metadata.len() };
                 continue;
             }
             if segment.index.file.is_none() {
@@ -383,17 +347,11 @@ impl Reader {
             while let Some(run) = segment.index.next_run() {
                 // The bytes of a run are up to that much younger than its record says.
                 if run.at.saturating_add(RECORD_EVERY) >= since {
-                    self.next = self.next.max(Place {
-                        sequence: *sequence,
-                        offset: run.start,
-                    });
+                    self.next = self.next.max(Place { sequence: *sequence, offset: run.start });
                     return Ok(());
                 }
             }
-            self.next = self.next.max(Place {
-                sequence: *sequence,
-                offset: metadata.len(),
-            });
+            self.next = self.next.max(Place { sequence: *sequence, offset: metadata.len() });
         }
         Ok(())
     }
@@ -405,29 +363,20 @@ impl Reader {
         let mut at_very_end = true;
         let mut start = None;
         for sequence in all.iter().rev() {
-            if *sequence < self.next.sequence
-                || self.until.is_some_and(|until| *sequence > until.sequence)
-            {
+            if *sequence < self.next.sequence || self.until.is_some_and(|until| *sequence > until.sequence) {
                 continue;
             }
             let Ok(log) = File::open(log_path(&self.directory, *sequence)) else {
                 continue;
             };
             let size = log.metadata()?.len();
-            let from = if *sequence == self.next.sequence {
-                self.next.offset.min(size)
-            } else {
-                0
-            };
+            let from = if *sequence == self.next.sequence { self.next.offset.min(size) } else { 0 };
             let mut end = match self.until {
                 Some(until) if until.sequence == *sequence => until.offset.min(size),
                 _ => size,
             };
             if start.is_none() {
-                start = Some(Place {
-                    sequence: *sequence,
-                    offset: end,
-                });
+                start = Some(Place { sequence: *sequence, offset: end });
             }
             let mut runs = RunsBackwards::open(&self.directory, *sequence);
             let mut block = vec![0; BLOCK];
@@ -447,10 +396,7 @@ impl Reader {
                         left = left.saturating_sub(1);
                     }
                     if left == 0 {
-                        self.next = Place {
-                            sequence: *sequence,
-                            offset: begin + position as u64 + 1,
-                        };
+                        self.next = Place { sequence: *sequence, offset: begin + position as u64 + 1 };
                         return Ok(());
                     }
                     at_very_end = false;
@@ -555,19 +501,14 @@ impl Reader {
         if !is_removed && !log_path(&self.directory, next).exists() {
             return Ok(false);
         }
-        let is_last = !sequences(&self.directory)?
-            .iter()
-            .any(|sequence| *sequence >= next);
+        let is_last = !sequences(&self.directory)?.iter().any(|sequence| *sequence >= next);
         // The writer may have added to the file between our look at its size and the rotation.
         let grown = segment.log.metadata()?.len() > segment.offset && self.until.is_none();
         if is_last {
             return Ok(false);
         }
         if !grown {
-            self.next = Place {
-                sequence: next,
-                offset: 0,
-            };
+            self.next = Place { sequence: next, offset: 0 };
             self.open = None;
         }
         Ok(true)
@@ -592,15 +533,8 @@ impl RunsBackwards {
             .file
             .as_ref()
             .and_then(|file| file.metadata().ok())
-            .map_or(RECORD as u64, |metadata| {
-                metadata.len() / RECORD as u64 * RECORD as u64
-            });
-        Self {
-            file: index.file,
-            block: Vec::new(),
-            block_at: size,
-            left: 0,
-        }
+            .map_or(RECORD as u64, |metadata| metadata.len() / RECORD as u64 * RECORD as u64);
+        Self { file: index.file, block: Vec::new(), block_at: size, left: 0 }
     }
 
     /// The start and the stream of the run that the byte at `offset` belongs to; ask with descending offsets.
@@ -621,10 +555,9 @@ impl RunsBackwards {
             }
             let bytes = self.block[self.left - RECORD..self.left].try_into().ok()?;
             match Record::decode(bytes) {
-                Some(Record {
-                    offset: start,
-                    mark: Mark::Bytes { stream, .. },
-                }) if start <= offset => return Some((start, stream)),
+                Some(Record { offset: start, mark: Mark::Bytes { stream, .. } }) if start <= offset => {
+                    return Some((start, stream));
+                }
                 Some(_) | None => self.left -= RECORD,
             }
         }

@@ -13,9 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{
-    INDEX_HEADER, Mark, RECORD, RECORD_EVERY, Record, Stream, index_path, log_path, sequences,
-};
+use super::{INDEX_HEADER, Mark, RECORD, RECORD_EVERY, Record, Stream, index_path, log_path, sequences};
 use crate::fail;
 use crate::wire::{LogSettings, LogState};
 
@@ -126,7 +124,6 @@ impl Log {
         self.files = None;
     }
 
-
     /// Moves up to about `limit` bytes of an attempt's stream into the log.
     ///
     /// With `drop_when_blocked`, bytes that cannot be written go to `null` and are counted.
@@ -189,9 +186,7 @@ impl Log {
         let now = crate::sys::unix_nanos();
         let full = self.settings.max_size > 0 && self.size >= self.settings.max_size;
         let due = self.last.is_none_or(|(last_stream, last_attempt, at)| {
-            last_stream != stream
-                || last_attempt != attempt
-                || (now - at).unsigned_abs() >= RECORD_EVERY as u64
+            last_stream != stream || last_attempt != attempt || (now - at).unsigned_abs() >= RECORD_EVERY as u64
         });
         if self.files.is_none() || full || due {
             // Nothing is created or recorded for a pipe that is only at its end.
@@ -260,10 +255,7 @@ impl Log {
         };
         let mut header = [0; RECORD];
         let index_size = index.metadata()?.len() / RECORD as u64 * RECORD as u64;
-        if index_size < RECORD as u64
-            || index.read_exact_at(&mut header, 0).is_err()
-            || header != INDEX_HEADER
-        {
+        if index_size < RECORD as u64 || index.read_exact_at(&mut header, 0).is_err() || header != INDEX_HEADER {
             return Ok(false);
         }
         if index_size > RECORD as u64 {
@@ -291,28 +283,13 @@ impl Log {
 
     /// Begins the next file. The old one stays in use when that fails.
     fn begin_next(&mut self, directory: &Path) -> io::Result<()> {
-        let sequence = sequences(directory)?
-            .last()
-            .copied()
-            .unwrap_or(0)
-            .max(self.sequence)
-            + 1;
-        let create = |path: &Path| {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(path)
-        };
+        let sequence = sequences(directory)?.last().copied().unwrap_or(0).max(self.sequence) + 1;
+        let create =
+            |path: &Path| OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
         let path = log_path(directory, sequence);
         let log = match create(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o700)
-                    .create(directory)?;
+                DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
                 create(&path)?
             }
             result => result?,
@@ -376,18 +353,9 @@ impl Log {
         let Some(files) = &self.files else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let record = |mark| {
-            Record {
-                offset: self.size,
-                mark,
-            }
-            .encode()
-        };
+        let record = |mark| Record { offset: self.size, mark }.encode();
         let bytes = record(Mark::Bytes { stream, at });
-        if self
-            .last
-            .is_some_and(|(_, last_attempt, _)| last_attempt == attempt)
-        {
+        if self.last.is_some_and(|(_, last_attempt, _)| last_attempt == attempt) {
             files.index.write_all_at(&bytes, self.index_size)?;
             self.index_size += RECORD as u64;
         } else {
@@ -405,10 +373,7 @@ impl Log {
 
 /// Whether an empty pipe will ever have bytes again.
 fn emptiness(pipe: BorrowedFd<'_>) -> Drained {
-    let zero = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut polled = [PollFd::from_borrowed_fd(pipe, PollFlags::IN)];
     if poll(&mut polled, Some(&zero)).is_err() {
         return Drained::Empty;

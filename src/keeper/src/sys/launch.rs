@@ -143,25 +143,13 @@ impl Launcher {
         let mut slots = [slot()?, slot()?, slot()?];
         slots.sort_by_key(std::os::fd::AsRawFd::as_raw_fd);
         // SAFETY: closes nothing: no descriptor has so high a number.
-        let shares_descriptors =
-            unsafe { libc::syscall(libc::SYS_close_range, u32::MAX, u32::MAX, 0_u32) } == 0;
-        Ok(Self {
-            stack,
-            slots,
-            null,
-            reset: ignored,
-            has_clone3: cfg!(target_arch = "x86_64"),
-            shares_descriptors,
-        })
+        let shares_descriptors = unsafe { libc::syscall(libc::SYS_close_range, u32::MAX, u32::MAX, 0_u32) } == 0;
+        Ok(Self { stack, slots, null, reset: ignored, has_clone3: cfg!(target_arch = "x86_64"), shares_descriptors })
     }
 
     /// Starts the program, or says why not.
     pub(crate) fn launch(&mut self, program: &Program<'_>) -> Result<Launched, LaunchError> {
-        let failed = |stage, error| LaunchError {
-            stage,
-            error,
-            candidate: 0,
-        };
+        let failed = |stage, error| LaunchError { stage, error, candidate: 0 };
         let null_ended = |strings: &[CString]| {
             let mut pointers: Vec<*const c_char> = strings.iter().map(|s| s.as_ptr()).collect();
             pointers.push(ptr::null());
@@ -178,8 +166,7 @@ impl Launcher {
             oom_score_adj[..text.len()].copy_from_slice(text.as_bytes());
         }
         for (slot, fd) in [(1, program.stdout), (2, program.stderr)] {
-            self.set_slot(slot, fd)
-                .map_err(|error| failed(Stage::Pipe, error))?;
+            self.set_slot(slot, fd).map_err(|error| failed(Stage::Pipe, error))?;
         }
         let mut shared = Shared {
             candidates: candidates.as_ptr(),
@@ -220,10 +207,7 @@ impl Launcher {
         let emptied = (1..3).try_for_each(|slot| {
             let null = self.null.as_raw_fd();
             // SAFETY: both numbers are ours; the child has a table of its own by now.
-            super::check(unsafe {
-                libc::dup3(null, self.slots[slot].as_raw_fd(), libc::O_CLOEXEC)
-            })
-            .map(drop)
+            super::check(unsafe { libc::dup3(null, self.slots[slot].as_raw_fd(), libc::O_CLOEXEC) }).map(drop)
         });
         debug_assert!(emptied.is_ok(), "dup3 onto an open number cannot fail");
         let launched = cloned.map_err(|error| failed(Stage::Fork, error))?;
@@ -241,26 +225,11 @@ impl Launcher {
 
     fn set_slot(&self, slot: usize, fd: BorrowedFd<'_>) -> io::Result<()> {
         // SAFETY: the target number is owned by this structure.
-        super::check(unsafe {
-            libc::dup3(
-                fd.as_raw_fd(),
-                self.slots[slot].as_raw_fd(),
-                libc::O_CLOEXEC,
-            )
-        })
-        .map(drop)
+        super::check(unsafe { libc::dup3(fd.as_raw_fd(), self.slots[slot].as_raw_fd(), libc::O_CLOEXEC) }).map(drop)
     }
 
-    fn clone(
-        &mut self,
-        shared: &mut Shared,
-        into: Option<BorrowedFd<'_>>,
-    ) -> io::Result<Launched> {
-        let share_files = if self.shares_descriptors {
-            libc::CLONE_FILES
-        } else {
-            0
-        };
+    fn clone(&mut self, shared: &mut Shared, into: Option<BorrowedFd<'_>>) -> io::Result<Launched> {
+        let share_files = if self.shares_descriptors { libc::CLONE_FILES } else { 0 };
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | share_files;
         if self.has_clone3 {
             match self.clone3(shared, flags as u64, into) {
@@ -293,17 +262,10 @@ impl Launcher {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn clone3(
-        &mut self,
-        shared: &mut Shared,
-        flags: u64,
-        into: Option<BorrowedFd<'_>>,
-    ) -> io::Result<Launched> {
+    fn clone3(&mut self, shared: &mut Shared, flags: u64, into: Option<BorrowedFd<'_>>) -> io::Result<Launched> {
         let mut pidfd: c_int = -1;
         let arguments = libc::clone_args {
-            flags: flags
-                | CLONE_CLEAR_SIGHAND
-                | if into.is_some() { CLONE_INTO_CGROUP } else { 0 },
+            flags: flags | CLONE_CLEAR_SIGHAND | if into.is_some() { CLONE_INTO_CGROUP } else { 0 },
             pidfd: (&raw mut pidfd) as u64,
             child_tid: 0,
             parent_tid: 0,
@@ -342,19 +304,11 @@ impl Launcher {
         }
         // SAFETY: the kernel has stored a new descriptor.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-        Ok(Launched {
-            pid: result as i32,
-            pidfd,
-        })
+        Ok(Launched { pid: result as i32, pidfd })
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    fn clone3(
-        &mut self,
-        _shared: &mut Shared,
-        _flags: u64,
-        _into: Option<BorrowedFd<'_>>,
-    ) -> io::Result<Launched> {
+    fn clone3(&mut self, _shared: &mut Shared, _flags: u64, _into: Option<BorrowedFd<'_>>) -> io::Result<Launched> {
         Err(io::Error::from_raw_os_error(libc::ENOSYS))
     }
 }
@@ -400,40 +354,19 @@ extern "C" fn child(shared: *mut c_void) -> c_int {
         index = 0;
         while index < shared.limit_count {
             let limit = &*shared.limits.add(index);
-            let value = libc::rlimit64 {
-                rlim_cur: limit.soft,
-                rlim_max: limit.hard,
-            };
-            call!(
-                shared,
-                Limits,
-                SYS_prlimit64,
-                0,
-                limit.resource,
-                &raw const value,
-                ptr::null_mut::<libc::rlimit64>()
-            );
+            let value = [limit.soft, limit.hard];
+            call!(shared, Limits, SYS_prlimit64, 0, limit.resource, &raw const value, ptr::null_mut::<[u64; 2]>());
             index += 1;
         }
         if let Some(nice) = shared.nice {
             call!(shared, Limits, SYS_setpriority, libc::PRIO_PROCESS, 0, nice);
         }
         if shared.oom_score_adj_length > 0 {
-            let file = libc::open(
-                c"/proc/self/oom_score_adj".as_ptr(),
-                libc::O_WRONLY | libc::O_CLOEXEC,
-            );
+            let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
             if file < 0 {
                 fail(shared, Stage::Limits);
             }
-            call!(
-                shared,
-                Limits,
-                SYS_write,
-                file,
-                shared.oom_score_adj.as_ptr(),
-                shared.oom_score_adj_length
-            );
+            call!(shared, Limits, SYS_write, file, shared.oom_score_adj.as_ptr(), shared.oom_score_adj_length);
             libc::close(file);
         }
         if let Some(umask) = shared.umask {
@@ -453,14 +386,7 @@ extern "C" fn child(shared: *mut c_void) -> c_int {
         }
         call!(shared, WorkingDir, SYS_chdir, shared.working_dir);
         if shared.shares_descriptors {
-            call!(
-                shared,
-                Pipe,
-                SYS_close_range,
-                shared.slots[2] as u32 + 1,
-                u32::MAX,
-                CLOSE_RANGE_UNSHARE
-            );
+            call!(shared, Pipe, SYS_close_range, shared.slots[2] as u32 + 1, u32::MAX, CLOSE_RANGE_UNSHARE);
         }
         // In ascending order, and no slot is below 3, so no source is overwritten before it is used.
         index = 0;
@@ -472,15 +398,7 @@ extern "C" fn child(shared: *mut c_void) -> c_int {
             call!(shared, Fork, SYS_prctl, libc::PR_SET_PDEATHSIG, 0);
         }
         let nothing: u64 = 0;
-        call!(
-            shared,
-            Fork,
-            SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            &raw const nothing,
-            ptr::null_mut::<u64>(),
-            8
-        );
+        call!(shared, Fork, SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const nothing, ptr::null_mut::<u64>(), 8);
         let mut refused = None;
         index = 0;
         loop {

@@ -14,17 +14,11 @@ use rustix::process::Pid;
 /// Unix time in nanoseconds.
 pub(crate) fn unix_nanos() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-    })
+    since.map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
 }
 
 fn check(result: i32) -> io::Result<i32> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// A child that has ended.
@@ -40,14 +34,7 @@ pub(crate) fn peek_ended_child() -> Option<Ended> {
     // SAFETY: siginfo_t is plain data for which all zeroes is a valid value.
     let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
     // SAFETY: the pointer is valid for the call.
-    let result = unsafe {
-        libc::waitid(
-            libc::P_ALL,
-            0,
-            &raw mut info,
-            libc::WEXITED | libc::WNOHANG | libc::WNOWAIT,
-        )
-    };
+    let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) };
     // SAFETY: waitid has filled the fields that belong to SIGCHLD, or left the zeroes.
     let (pid, value) = unsafe { (info.si_pid(), info.si_status()) };
     if result < 0 || pid == 0 {
@@ -102,10 +89,7 @@ const PIDFD_INFO_EXIT: u64 = 1 << 3;
 /// Asks a pidfd for the exit status of its process (Linux 6.15 and newer; only after the process was collected, and
 /// only if the pidfd was opened before that).
 pub(crate) fn pidfd_exit(pidfd: BorrowedFd<'_>) -> PidfdExit {
-    let mut info = PidfdInfo {
-        mask: PIDFD_INFO_EXIT,
-        ..PidfdInfo::default()
-    };
+    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
     // SAFETY: the structure has the size that the request number states.
     let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
     if result < 0 {
@@ -120,23 +104,14 @@ pub(crate) fn pidfd_exit(pidfd: BorrowedFd<'_>) -> PidfdExit {
 /// A pidfd for whatever process has this pid now; the caller checks that it is the one that was meant.
 pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
-    Ok(rustix::process::pidfd_open(
-        pid,
-        rustix::process::PidfdFlags::empty(),
-    )?)
+    Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
 }
 
 /// Sends a signal; 0 only asks whether the process could be signalled.
 pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // SAFETY: a null siginfo is allowed.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            signal,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
     };
     check(result as i32).map(drop)
 }
@@ -160,11 +135,7 @@ pub(crate) fn splice(
             libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MOVE,
         )
     };
-    if moved < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(moved as usize)
-    }
+    if moved < 0 { Err(io::Error::last_os_error()) } else { Ok(moved as usize) }
 }
 
 /// Blocks every signal that is not the consequence of a fault, for good, and ignores those whose default would be to
@@ -175,22 +146,12 @@ pub(crate) fn take_over_signals() -> io::Result<OwnedFd> {
     unsafe {
         let mut all: libc::sigset_t = mem::zeroed();
         libc::sigfillset(&raw mut all);
-        for fault in [
-            libc::SIGSEGV,
-            libc::SIGBUS,
-            libc::SIGFPE,
-            libc::SIGILL,
-            libc::SIGTRAP,
-            libc::SIGABRT,
-            libc::SIGSYS,
-        ] {
+        for fault in
+            [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGABRT, libc::SIGSYS]
+        {
             libc::sigdelset(&raw mut all, fault);
         }
-        check(libc::sigprocmask(
-            libc::SIG_SETMASK,
-            &raw const all,
-            std::ptr::null_mut(),
-        ))?;
+        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut()))?;
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
         libc::signal(libc::SIGHUP, libc::SIG_IGN);
         // An ignored SIGCHLD, inherited from a careless parent, would make the kernel throw exit codes away.
@@ -200,11 +161,7 @@ pub(crate) fn take_over_signals() -> io::Result<OwnedFd> {
         for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT] {
             libc::sigaddset(&raw mut wanted, signal);
         }
-        let fd = check(libc::signalfd(
-            -1,
-            &raw const wanted,
-            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
-        ))?;
+        let fd = check(libc::signalfd(-1, &raw const wanted, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?;
         Ok(OwnedFd::from_raw_fd(fd))
     }
 }
@@ -240,19 +197,18 @@ pub(crate) fn ignored_signals() -> Vec<i32> {
 pub(crate) fn read_signal(signals: BorrowedFd<'_>) -> Option<i32> {
     let mut info = [0_u8; mem::size_of::<libc::signalfd_siginfo>()];
     match rustix::io::retry_on_intr(|| rustix::io::read(signals, &mut info)) {
-        Ok(length) if length == info.len() => {
-            Some(i32::from_ne_bytes([info[0], info[1], info[2], info[3]]))
-        }
+        Ok(length) if length == info.len() => Some(i32::from_ne_bytes([info[0], info[1], info[2], info[3]])),
         Ok(_) | Err(_) => None,
     }
 }
 
+/// The number of the limit of open files; its type differs between C libraries.
+#[allow(clippy::unnecessary_cast, reason = "not with every C library")]
+pub(crate) const OPEN_FILES: u32 = libc::RLIMIT_NOFILE as u32;
+
 /// Soft and hard limit of open files of this process.
 pub(crate) fn open_files_limit() -> (u64, u64) {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is valid for the call.
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
     (limit.rlim_cur, limit.rlim_max)
@@ -260,10 +216,7 @@ pub(crate) fn open_files_limit() -> (u64, u64) {
 
 /// Sets the soft limit of open files of this process.
 pub(crate) fn set_open_files_limit(soft: u64, hard: u64) {
-    let limit = libc::rlimit {
-        rlim_cur: soft,
-        rlim_max: hard,
-    };
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: the pointer is valid for the call. A refusal leaves the limit as it was, which is checked per spawn.
     unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
 }
@@ -304,30 +257,21 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
 
 /// The process at the other end of a socket pair.
 pub(crate) fn peer_pid(socket: BorrowedFd<'_>) -> Option<i32> {
-    rustix::net::sockopt::socket_peercred(socket)
-        .ok()
-        .map(|credentials| credentials.pid.as_raw_nonzero().get())
+    rustix::net::sockopt::socket_peercred(socket).ok().map(|credentials| credentials.pid.as_raw_nonzero().get())
 }
 
 /// Whether a write to `fd` of up to a page would not block.
 pub(crate) fn takes_output(fd: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let zero = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
-    matches!(poll(&mut polled, Some(&zero)), Ok(1))
-        && polled[0].revents().contains(PollFlags::OUT)
+    matches!(poll(&mut polled, Some(&zero)), Ok(1)) && polled[0].revents().contains(PollFlags::OUT)
 }
 
 /// Whether `fd` has something to read (for a pidfd: the process has ended).
 pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let zero = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     matches!(poll(&mut polled, Some(&zero)), Ok(1))
 }
@@ -370,10 +314,7 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, patience: std::time::Duration) -
     let deadline = std::time::Instant::now() + patience;
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
-        let left = Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
         let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
         match poll(&mut polled, Some(&left)) {
             Ok(ready) => return ready > 0,

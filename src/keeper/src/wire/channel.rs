@@ -1,8 +1,5 @@
 //! One end of the SOCK_SEQPACKET pair: a message a packet, descriptors beside it.
-#![allow(
-    unsafe_code,
-    reason = "sendmsg and recvmsg into memory that is not initialised first"
-)]
+#![allow(unsafe_code, reason = "sendmsg and recvmsg into memory that is not initialised first")]
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -42,12 +39,8 @@ impl Channel {
     /// Both ends of a new connection; close-on-exec and non-blocking.
     pub fn pair() -> io::Result<(Self, Self)> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-        let (a, b) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-            None,
-        )?;
+        let (a, b) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
         Ok((Self::new(a), Self::new(b)))
     }
 
@@ -81,10 +74,7 @@ impl Channel {
 
     fn send_packet(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut control = [0_u64; CONTROL_WORDS];
-        let mut part = libc::iovec {
-            iov_base: bytes.as_ptr().cast_mut().cast(),
-            iov_len: bytes.len(),
-        };
+        let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         // SAFETY: msghdr is plain data for which all zeroes is a valid value.
         let mut header: libc::msghdr = unsafe { mem::zeroed() };
         header.msg_iov = &raw mut part;
@@ -100,21 +90,13 @@ impl Channel {
                 (*first).cmsg_level = libc::SOL_SOCKET;
                 (*first).cmsg_type = libc::SCM_RIGHTS;
                 (*first).cmsg_len = libc::CMSG_LEN(size as u32) as _;
-                std::ptr::copy_nonoverlapping(
-                    fds.as_ptr().cast::<u8>(),
-                    libc::CMSG_DATA(first),
-                    size,
-                );
+                std::ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), libc::CMSG_DATA(first), size);
             }
         }
         loop {
             // SAFETY: the header points to live buffers of the lengths it states.
             let sent = unsafe {
-                libc::sendmsg(
-                    self.fd.as_raw_fd(),
-                    &raw const header,
-                    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-                )
+                libc::sendmsg(self.fd.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
             };
             if sent >= 0 {
                 return Ok(());
@@ -137,10 +119,7 @@ impl Channel {
     pub fn recv<M: Message + Default>(&self) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
         let mut buffer = Vec::<u8>::with_capacity(MAX_PACKET);
         let mut control = [0_u64; CONTROL_WORDS];
-        let mut part = libc::iovec {
-            iov_base: buffer.as_mut_ptr().cast(),
-            iov_len: MAX_PACKET,
-        };
+        let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: MAX_PACKET };
         // SAFETY: msghdr is plain data for which all zeroes is a valid value.
         let mut header: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
         header.msg_iov = &raw mut part;
@@ -150,11 +129,7 @@ impl Channel {
         let received = loop {
             // SAFETY: the header points to live buffers of the lengths it states.
             let received = unsafe {
-                libc::recvmsg(
-                    self.fd.as_raw_fd(),
-                    &raw mut header,
-                    libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC,
-                )
+                libc::recvmsg(self.fd.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC)
             };
             if received >= 0 {
                 break received as usize;
@@ -216,12 +191,14 @@ unsafe fn take_descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
     unsafe {
         let mut current = libc::CMSG_FIRSTHDR(header);
         while !current.is_null() {
-            if (*current).cmsg_level == libc::SOL_SOCKET && (*current).cmsg_type == libc::SCM_RIGHTS
-            {
+            if (*current).cmsg_level == libc::SOL_SOCKET && (*current).cmsg_type == libc::SCM_RIGHTS {
                 let size = (*current).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
-                let data = libc::CMSG_DATA(current).cast::<RawFd>();
+                let data = libc::CMSG_DATA(current);
                 for index in 0..size / mem::size_of::<RawFd>() {
-                    fds.push(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
+                    let place = data.add(index * mem::size_of::<RawFd>());
+                    let mut number = [0; mem::size_of::<RawFd>()];
+                    std::ptr::copy_nonoverlapping(place, number.as_mut_ptr(), number.len());
+                    fds.push(OwnedFd::from_raw_fd(RawFd::from_ne_bytes(number)));
                 }
             }
             current = libc::CMSG_NXTHDR(header, current);
@@ -250,10 +227,7 @@ mod tests {
     fn request(argument_bytes: usize) -> Request {
         Request {
             commands: vec![Command {
-                kind: Some(command::Kind::Spawn(Spawn {
-                    argv: vec![vec![b'x'; argument_bytes]],
-                    ..Spawn::default()
-                })),
+                kind: Some(command::Kind::Spawn(Spawn { argv: vec![vec![b'x'; argument_bytes]], ..Spawn::default() })),
             }],
         }
     }
@@ -267,10 +241,7 @@ mod tests {
             assert_eq!(got, request(size));
             assert!(fds.is_empty());
         }
-        assert_eq!(
-            b.recv::<Request>().unwrap_err().kind(),
-            io::ErrorKind::WouldBlock
-        );
+        assert_eq!(b.recv::<Request>().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(a);
         assert!(b.recv::<Request>().unwrap().is_none());
     }
@@ -279,8 +250,7 @@ mod tests {
     fn descriptors_travel_in_order() {
         let (a, b) = Channel::pair().unwrap();
         let (reader, writer) = io::pipe().unwrap();
-        a.send(&request(3), &[reader.as_fd(), writer.as_fd()])
-            .unwrap();
+        a.send(&request(3), &[reader.as_fd(), writer.as_fd()]).unwrap();
         let (_, mut fds) = b.recv::<Request>().unwrap().unwrap();
         assert_eq!(fds.len(), 2);
         let writer = fds.pop().unwrap();
@@ -310,9 +280,6 @@ mod tests {
     fn rubbish_is_an_error_and_not_a_message() {
         let (a, b) = Channel::pair().unwrap();
         a.send_packet(&[0xff; 12], &[]).unwrap();
-        assert_eq!(
-            b.recv::<Request>().unwrap_err().kind(),
-            io::ErrorKind::InvalidData
-        );
+        assert_eq!(b.recv::<Request>().unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

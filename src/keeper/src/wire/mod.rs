@@ -6,13 +6,7 @@
 mod channel;
 pub(crate) mod start;
 
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::all,
-    clippy::pedantic,
-    reason = "generated from keeper.proto"
-)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated from keeper.proto")]
 mod generated {
     include!("../gen/ostler.keeper.v1.rs");
 }
@@ -53,25 +47,14 @@ impl Exit {
         let (kind, core_dumped) = if libc::WIFEXITED(status) {
             (exit::Status::Code(libc::WEXITSTATUS(status)), false)
         } else {
-            (
-                exit::Status::Signal(libc::WTERMSIG(status)),
-                libc::WCOREDUMP(status),
-            )
+            (exit::Status::Signal(libc::WTERMSIG(status)), libc::WCOREDUMP(status))
         };
-        Self {
-            status: Some(kind),
-            at,
-            core_dumped,
-        }
+        Self { status: Some(kind), at, core_dumped }
     }
 
     /// An exit nobody could see.
     pub fn unknown(why: impl Into<String>, at: i64) -> Self {
-        Self {
-            status: Some(exit::Status::Unknown(why.into())),
-            at,
-            core_dumped: false,
-        }
+        Self { status: Some(exit::Status::Unknown(why.into())), at, core_dumped: false }
     }
 
     /// The exit code, when the process ended by itself.

@@ -57,22 +57,10 @@ pub(crate) fn start(
 /// it and its pid. Say Hello next; the answer has `wants_handoff`.
 ///
 /// The new keeper outlives this process. It is collected by a thread when it ends before that.
-pub fn spawn_keeper(
-    program: &Path,
-    args: &[OsString],
-    lock: BorrowedFd<'_>,
-) -> io::Result<(Channel, u32)> {
+pub fn spawn_keeper(program: &Path, args: &[OsString], lock: BorrowedFd<'_>) -> io::Result<(Channel, u32)> {
     let (mine, theirs) = Channel::pair()?;
-    let mut child = start(
-        program,
-        args,
-        ("--socket-fd", theirs.as_fd()),
-        ("--lock-fd", lock),
-        &[],
-    )?;
+    let mut child = start(program, args, ("--socket-fd", theirs.as_fd()), ("--lock-fd", lock), &[])?;
     let pid = child.id();
-    thread::Builder::new()
-        .name("keeper-reaper".to_owned())
-        .spawn(move || child.wait())?;
+    thread::Builder::new().name("keeper-reaper".to_owned()).spawn(move || child.wait())?;
     Ok((mine, pid))
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use ostler_keeper::logs::{Filter, Reader};
 use ostler_keeper::wire::{
-    Channel, Command, Forget, Handoff, HandoffDone, Hello, Kill, LogSettings, PROTOCOL, Phase,
-    Report, Reports, Request, Shutdown, Signal, Spawn, State, command, report, spawn_keeper,
+    Channel, Command, Forget, Handoff, HandoffDone, Hello, Kill, LogSettings, PROTOCOL, Phase, Report, Reports,
+    Request, Shutdown, Signal, Spawn, State, command, report, spawn_keeper,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal as Sig, kill_process};
@@ -56,16 +56,8 @@ pub(crate) fn wait_gone(pid: i32) {
 /// Ids that no other test, nor an earlier run, uses.
 pub(crate) fn unique_id() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let nanos = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap()
-        .as_nanos();
-    format!(
-        "t{}-{}-{}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed),
-        nanos % 1_000_000
-    )
+    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+    format!("t{}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed), nanos % 1_000_000)
 }
 
 /// What the controller knows of an attempt.
@@ -125,10 +117,7 @@ impl Client {
     /// Takes what has come; waits a little for the first.
     pub(crate) fn listen(&mut self) {
         let mut polled = [PollFd::new(&self.channel, PollFlags::IN)];
-        let moment = Timespec {
-            tv_sec: 0,
-            tv_nsec: 20_000_000,
-        };
+        let moment = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
         let _ = poll(&mut polled, Some(&moment));
         loop {
             match self.channel.recv::<Reports>() {
@@ -201,23 +190,15 @@ impl Client {
     }
 
     pub(crate) fn wait_snapshot(&mut self) -> Hello {
-        self.wait("the snapshot", |client| {
-            (client.snapshots > 0).then_some(())
-        });
+        self.wait("the snapshot", |client| (client.snapshots > 0).then_some(()));
         self.hellos.last().unwrap().clone()
     }
 
     /// Everything said so far has been carried out when this returns.
     pub(crate) fn sync(&mut self) {
         let before = self.snapshots;
-        self.tell(Hello {
-            protocol: PROTOCOL,
-            oldest_protocol: PROTOCOL,
-            ..Hello::default()
-        });
-        self.wait("an answer", |client| {
-            (client.snapshots > before).then_some(())
-        });
+        self.tell(Hello { protocol: PROTOCOL, oldest_protocol: PROTOCOL, ..Hello::default() });
+        self.wait("an answer", |client| (client.snapshots > before).then_some(()));
     }
 
     pub(crate) fn refusals(&self) -> Vec<String> {
@@ -231,27 +212,15 @@ impl Client {
     }
 
     pub(crate) fn kill(&self, id: &str, attempt: u64) {
-        self.tell(Kill {
-            id: id.to_owned(),
-            attempt,
-        });
+        self.tell(Kill { id: id.to_owned(), attempt });
     }
 
     pub(crate) fn signal(&self, id: &str, attempt: u64, signal: i32, tree: bool) {
-        self.tell(Signal {
-            id: id.to_owned(),
-            attempt,
-            signal,
-            tree,
-        });
+        self.tell(Signal { id: id.to_owned(), attempt, signal, tree });
     }
 
     pub(crate) fn forget(&self, id: &str, attempt: u64, remove_logs: bool) {
-        self.tell(Forget {
-            id: id.to_owned(),
-            attempt,
-            remove_logs,
-        });
+        self.tell(Forget { id: id.to_owned(), attempt, remove_logs });
     }
 
     pub(crate) fn pid(&self, id: &str, attempt: u64) -> i32 {
@@ -327,12 +296,7 @@ impl Daemon {
     }
 
     pub(crate) fn arguments(&self, command: &str) -> Vec<std::ffi::OsString> {
-        vec![
-            command.into(),
-            self.state_dir().into(),
-            self.mode.into(),
-            self.dir.path().join("relay").into(),
-        ]
+        vec![command.into(), self.state_dir().into(), self.mode.into(), self.dir.path().join("relay").into()]
     }
 
     pub(crate) fn start(&mut self) -> Client {
@@ -397,18 +361,14 @@ impl Daemon {
             wait_gone(self.relay_pid);
         }
         let lock = ostler_keeper::lock(&self.state_dir()).unwrap();
-        let (channel, pid) =
-            spawn_keeper(&custody(), &self.arguments("keeper"), lock.as_fd()).unwrap();
+        let (channel, pid) = spawn_keeper(&custody(), &self.arguments("keeper"), lock.as_fd()).unwrap();
         self.replacements.push(i32::try_from(pid).unwrap());
         let mut client = Client::new(channel);
         let hello = client.wait("Hello", |client| client.hellos.last().cloned());
         assert!(hello.wants_handoff);
         for ((id, attempt), known) in &old.known {
-            let fds: Vec<_> = [&known.pidfd, &known.stdout, &known.stderr]
-                .into_iter()
-                .flatten()
-                .map(AsFd::as_fd)
-                .collect();
+            let fds: Vec<_> =
+                [&known.pidfd, &known.stdout, &known.stderr].into_iter().flatten().map(AsFd::as_fd).collect();
             let handoff = Handoff {
                 id: id.clone(),
                 attempt: *attempt,
@@ -416,9 +376,7 @@ impl Daemon {
                 has_stdout: known.stdout.is_some(),
                 has_stderr: known.stderr.is_some(),
             };
-            let request = Request {
-                commands: vec![handoff.into()],
-            };
+            let request = Request { commands: vec![handoff.into()] };
             client.channel.send(&request, &fds).unwrap();
         }
         client.tell(HandoffDone {});
@@ -458,9 +416,7 @@ pub(crate) fn marked(id: &str) -> Vec<i32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
         .filter(|pid| {
             fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
-                environment
-                    .split(|byte| *byte == 0)
-                    .any(|entry| entry.starts_with(marker.as_bytes()))
+                environment.split(|byte| *byte == 0).any(|entry| entry.starts_with(marker.as_bytes()))
             })
         })
         .filter(|pid| is_alive(*pid))
