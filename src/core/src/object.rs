@@ -197,7 +197,9 @@ mod tests {
 
     #[test]
     fn unknown_kinds_and_versions_are_refused() {
-        assert!(errors(&json!({"apiVersion": "ostler.dev/v1", "kind": "Proces"}))[0].1.contains("did you mean Process?"));
+        assert!(
+            errors(&json!({"apiVersion": "ostler.dev/v1", "kind": "Proces"}))[0].1.contains("did you mean Process?")
+        );
         assert!(errors(&json!({"apiVersion": "v1", "kind": "Process"}))[0].1.contains("ostler.dev/v1"));
         assert!(errors(&json!([1]))[0].1.contains("mapping"));
         let instance = json!({"apiVersion": "ostler.dev/v1", "kind": "Instance"});
@@ -206,7 +208,8 @@ mod tests {
 
     #[test]
     fn what_was_written_can_be_applied_again() {
-        let first = Applicable::from_json(&process(&json!({"command": ["x"], "ports": [{"name": "a", "port": "auto"}]})));
+        let first =
+            Applicable::from_json(&process(&json!({"command": ["x"], "ports": [{"name": "a", "port": "auto"}]})));
         let json = first.clone().unwrap().to_json();
         assert_eq!(Applicable::from_json(&json), first);
     }

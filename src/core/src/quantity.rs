@@ -25,10 +25,8 @@ const SUFFIXES: [(&str, u64); 10] = [
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (suffix, unit) = SUFFIXES[..4]
-            .iter()
-            .find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit))
-            .unwrap_or(&("", 1));
+        let (suffix, unit) =
+            SUFFIXES[..4].iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit)).unwrap_or(&("", 1));
         write!(f, "{}{suffix}", self.0 / unit)
     }
 }

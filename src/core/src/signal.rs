@@ -23,7 +23,8 @@ pub fn parse(text: &str) -> Result<i32, String> {
     if let Some(index) = NAMES.iter().position(|known| *known == name) {
         return Ok(index as i32 + 1);
     }
-    let hint = crate::suggest::nearest(name, NAMES).map(|near| format!("; did you mean SIG{near}?")).unwrap_or_default();
+    let hint =
+        crate::suggest::nearest(name, NAMES).map(|near| format!("; did you mean SIG{near}?")).unwrap_or_default();
     Err(format!("{text:?} is not a signal{hint}"))
 }
 

@@ -173,7 +173,8 @@ mod tests {
     use serde_json::json;
 
     fn fields(spec: &serde_json::Value) -> Vec<String> {
-        let object = json!({"apiVersion": "ostler.dev/v1", "kind": "Process", "metadata": {"name": "web"}, "spec": spec});
+        let object =
+            json!({"apiVersion": "ostler.dev/v1", "kind": "Process", "metadata": {"name": "web"}, "spec": spec});
         process(&decode(&object).unwrap()).into_iter().map(|error| error.field).collect()
     }
 
@@ -195,10 +196,22 @@ mod tests {
         assert_eq!(
             found,
             [
-                "spec.command", "spec.workingDir", "spec.env[1].name", "spec.env[2].name", "spec.env[3].name",
-                "spec.ports[0].port", "spec.ports[1].name", "spec.ports[2].name", "spec.backoff.factor",
-                "spec.backoff.jitter", "spec.backoff.initial", "spec.circuitBreaker.failures",
-                "spec.circuitBreaker.window", "spec.successExitCodes", "spec.stop.signal", "spec.logs.maxSize",
+                "spec.command",
+                "spec.workingDir",
+                "spec.env[1].name",
+                "spec.env[2].name",
+                "spec.env[3].name",
+                "spec.ports[0].port",
+                "spec.ports[1].name",
+                "spec.ports[2].name",
+                "spec.backoff.factor",
+                "spec.backoff.jitter",
+                "spec.backoff.initial",
+                "spec.circuitBreaker.failures",
+                "spec.circuitBreaker.window",
+                "spec.successExitCodes",
+                "spec.stop.signal",
+                "spec.logs.maxSize",
                 "spec.logs.maxFiles",
             ]
         );

@@ -67,14 +67,16 @@ fn identity(spec: &ProcessSpec) -> Result<Identity, String> {
     let lookup = |uid: Uid| User::from_uid(uid).ok().flatten();
     let user = match &spec.user {
         None => lookup(Uid::effective()),
-        Some(wanted) => match User::from_name(wanted).map_err(|why| format!("cannot look up user {wanted:?}: {why}"))? {
-            Some(user) => Some(user),
-            None => match wanted.parse().map(Uid::from_raw) {
-                // A number needs no entry in the user database.
-                Ok(uid) => Some(lookup(uid).unwrap_or_else(|| nameless(uid))),
-                Err(_) => return Err(format!("there is no user {wanted:?} on this machine")),
-            },
-        },
+        Some(wanted) => {
+            match User::from_name(wanted).map_err(|why| format!("cannot look up user {wanted:?}: {why}"))? {
+                Some(user) => Some(user),
+                None => match wanted.parse().map(Uid::from_raw) {
+                    // A number needs no entry in the user database.
+                    Ok(uid) => Some(lookup(uid).unwrap_or_else(|| nameless(uid))),
+                    Err(_) => return Err(format!("there is no user {wanted:?} on this machine")),
+                },
+            }
+        }
     };
     let user = user.unwrap_or_else(|| nameless(Uid::effective()));
     let gid = match &spec.group {
@@ -180,7 +182,9 @@ pub(crate) fn start_error(error: &wire::SpawnError, at: Timestamp) -> StartError
             },
             format!("cannot execute {path}"),
         ),
-        Stage::WorkingDir => (StartErrorKind::BadWorkingDirectory, format!("cannot enter the working directory {path}")),
+        Stage::WorkingDir => {
+            (StartErrorKind::BadWorkingDirectory, format!("cannot enter the working directory {path}"))
+        }
         Stage::User => (StartErrorKind::BadUser, format!("cannot become the user: {path}")),
         Stage::Cgroup => (StartErrorKind::Other, format!("cannot make the cgroup {path}")),
         Stage::Pipe => (StartErrorKind::Other, "cannot make the pipes for its output".to_owned()),
@@ -258,7 +262,8 @@ mod tests {
     fn errors_of_exec_are_told_apart() {
         use wire::spawn_error::Stage;
         let error = |stage: Stage, errno: i32| {
-            let error = wire::SpawnError { stage: stage.into(), errno, path: "/x".to_owned(), ..wire::SpawnError::default() };
+            let error =
+                wire::SpawnError { stage: stage.into(), errno, path: "/x".to_owned(), ..wire::SpawnError::default() };
             start_error(&error, Timestamp::default()).kind
         };
         assert_eq!(error(Stage::Exec, 2), StartErrorKind::CommandNotFound);

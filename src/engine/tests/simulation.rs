@@ -284,7 +284,8 @@ impl Daemon {
             let Some(entry) = self.store.get(&store_key) else { return };
             let mut object: ostler_core::kinds::Process = serde_json::from_slice(&entry.value).unwrap();
             object.metadata.deletion_timestamp = Some(Timestamp::from_nanos(self.world.nanos()));
-            let put = Op::put(store_key.clone(), serde_json::to_vec(&object).unwrap(), Expect::Revision(entry.revision));
+            let put =
+                Op::put(store_key.clone(), serde_json::to_vec(&object).unwrap(), Expect::Revision(entry.revision));
             if self.store.commit(vec![put], Durability::Durable).await.is_ok() {
                 return;
             }
@@ -321,7 +322,10 @@ impl Daemon {
             }
             self.pass(10).await;
         }
-        panic!("never: {what}; {:?}", self.instances().iter().map(|i| (&i.metadata.name, &i.status)).collect::<Vec<_>>());
+        panic!(
+            "never: {what}; {:?}",
+            self.instances().iter().map(|i| (&i.metadata.name, &i.status)).collect::<Vec<_>>()
+        );
     }
 
     fn running(&self) -> usize {
@@ -383,7 +387,8 @@ async fn delays_are_exact_and_survive_controller_crashes() {
 async fn an_open_breaker_stays_open_over_crashes() {
     let mut daemon = Daemon::start().await;
     let breaker = json!({"failures": 3, "window": "60s", "cooldown": "5m"});
-    let spec = json!({"command": ["exit", "1", "5"], "circuitBreaker": breaker, "backoff": {"initial": "0s", "jitter": 0.0}});
+    let spec =
+        json!({"command": ["exit", "1", "5"], "circuitBreaker": breaker, "backoff": {"initial": "0s", "jitter": 0.0}});
     daemon.apply("bad", spec).await;
     daemon.until("three failures", |daemon| daemon.starts("bad-0").len() == 3).await;
     for _ in 0..10 {
@@ -489,7 +494,8 @@ async fn seeded_lives_converge_without_second_copies() {
                         _ => json!(["exit", "1", (next(3000) + 1).to_string()]),
                     };
                     let deleting = daemon.store.get(&key(Kind::Process, "default", name).into()).is_some_and(|entry| {
-                        serde_json::from_slice::<Value>(&entry.value).unwrap()["metadata"]["deletionTimestamp"].is_string()
+                        serde_json::from_slice::<Value>(&entry.value).unwrap()["metadata"]["deletionTimestamp"]
+                            .is_string()
                     });
                     if !deleting {
                         let stop = json!({"gracePeriod": "2s"});

@@ -6,7 +6,7 @@ mod harness;
 use std::fs;
 use std::path::PathBuf;
 
-use harness::{Client, Daemon, is_alive, kill_9, script, shutdown, wait_gone, wait_until};
+use harness::{Client, Daemon, is_alive, kill_9, script, wait_gone, wait_until};
 use ostler_keeper::wire::{
     Ended, Exit, Identity, Intent, JournalRecord, Phase, Spawn, Started, Upgrade, exit, journal_record, report,
 };
@@ -133,7 +133,7 @@ fn a_keeper_that_dies_is_replaced_without_loss() {
             let state = client.wait_phase(&id, 1, Phase::Empty);
             assert_eq!(state.exit.unwrap().code(), Some(42));
             assert!(check_streams(&daemon, &id) > 0);
-            shutdown(&mut client);
+            daemon.shutdown(&mut client);
         }
     }
 }
@@ -208,7 +208,7 @@ fn a_death_at_any_step_of_a_start_starts_nothing_twice() {
             client.tell(script(&id, 2, "true"));
             client.wait_phase(&id, 2, Phase::Empty);
             assert_eq!(client.refusals().len(), 1);
-            shutdown(&mut client);
+            daemon.shutdown(&mut client);
             daemon.wait_keeper();
         }
         for failpoint in ["spawn-after-clone", "spawn-after-started"] {
@@ -251,7 +251,7 @@ fn a_death_around_the_recording_of_an_exit_keeps_the_exit() {
             let state = client.wait_phase(&id, 1, Phase::Empty);
             assert_eq!(state.exit.unwrap().code(), Some(9), "{mode} {failpoint}");
             assert_eq!(daemon.log(&id), b"last words\n");
-            shutdown(&mut client);
+            daemon.shutdown(&mut client);
         }
     }
 }
@@ -298,7 +298,7 @@ fn a_death_in_a_rotation_loses_nothing() {
         let state = client.wait_phase(&id, 1, Phase::Empty);
         assert_eq!(state.exit.unwrap().code(), Some(8), "{failpoint}");
         assert!(check_streams(&daemon, &id) > 100);
-        shutdown(&mut client);
+        daemon.shutdown(&mut client);
     }
 }
 
@@ -331,7 +331,7 @@ fn an_upgrade_keeps_children_and_their_exits() {
         assert!(check_streams(&daemon, &id) > 0);
         let state = client.wait_phase(&ended, 1, Phase::Empty);
         assert_eq!(state.exit.unwrap().code(), Some(13));
-        shutdown(&mut client);
+        daemon.shutdown(&mut client);
         assert_eq!(daemon.wait_keeper().code(), Some(0));
     }
 }

@@ -293,6 +293,6 @@ fn a_thousand_spawns_fit_in_one_request() {
     client.known.clear();
     client.sync();
     assert!(client.known.is_empty());
-    harness::shutdown(&mut client);
+    daemon.shutdown(&mut client);
     assert_eq!(daemon.wait_keeper().code(), Some(0));
 }

@@ -43,6 +43,7 @@ enum Failed {
 
 /// Runs the controller for the keeper that started this process.
 pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
+    crate::memory::settle();
     let flags = Received::read(args);
     match begin(&flags) {
         Ok(()) => ExitCode::SUCCESS,
@@ -86,7 +87,11 @@ fn begin(flags: &Received) -> Result<(), Failed> {
     Ok(())
 }
 
-async fn operate(shared: &Shared, store: Arc<dyn Store>, driver: KeeperDriver) -> Result<(Ended, KeeperDriver), Failed> {
+async fn operate(
+    shared: &Shared,
+    store: Arc<dyn Store>,
+    driver: KeeperDriver,
+) -> Result<(Ended, KeeperDriver), Failed> {
     let options = Options {
         state_dir: shared.state_dir.clone(),
         tick: shared.tick,
@@ -103,10 +108,10 @@ async fn operate(shared: &Shared, store: Arc<dyn Store>, driver: KeeperDriver) -
         program: shared.program.clone(),
         started_at: i64::try_from(started.as_nanos()).unwrap_or(i64::MAX),
     };
+    tokio::spawn(crate::memory::tidy(Arc::clone(&store)));
     let service = Service::new(store, handle, daemon).await?;
     let path = shared.state_dir.join("ostler.sock");
-    let listener =
-        grpc::bind(&path).map_err(|source| Failed::Bind { path: path.display().to_string(), source })?;
+    let listener = grpc::bind(&path).map_err(|source| Failed::Bind { path: path.display().to_string(), source })?;
     info!(socket = %path.display(), version = VERSION, "ready");
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(grpc::serve(service, listener, async {

@@ -6,6 +6,7 @@
 mod controller;
 mod flags;
 mod keeper;
+mod memory;
 mod store;
 
 use std::process::ExitCode;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use ostler_cli::{StoreArgs, StoreCommand};
-use ostler_store::{Occupied, Options, OpenError};
+use ostler_store::{Occupied, OpenError, Options};
 
 use crate::{fail, story};
 
@@ -23,7 +23,9 @@ pub(crate) fn run(args: &StoreArgs) -> ExitCode {
         Err(why) => {
             eprintln!("error: {}", story(&why));
             if matches!(why, OpenError::Damaged { .. }) {
-                eprintln!("hint: `ostler store restore` puts the newest good backup in its place and keeps the damaged files");
+                eprintln!(
+                    "hint: `ostler store restore` puts the newest good backup in its place and keeps the damaged files"
+                );
             }
             ExitCode::FAILURE
         }
@@ -38,8 +40,11 @@ fn work(options: &Options, args: &StoreArgs) -> Result<(), OpenError> {
         }
         StoreCommand::Backup => {
             let directory = args.state_dir.join("backup");
-            std::fs::create_dir_all(&directory)
-                .map_err(|source| OpenError::Io { action: "create", path: directory.clone(), source })?;
+            std::fs::create_dir_all(&directory).map_err(|source| OpenError::Io {
+                action: "create",
+                path: directory.clone(),
+                source,
+            })?;
             let report = ostler_store::check(options)?;
             let to = ostler_store::backup::path_for(&directory, report.revision);
             if !to.exists() {

@@ -95,7 +95,9 @@ impl Service {
                 None => None,
                 Some(entry) => match live(kind, &entry.value) {
                     Ok(live) => Some(live),
-                    Err(why) => return Err(ApiError::new(Reason::InternalError, format!("{store_key} in the store: {why}"))),
+                    Err(why) => {
+                        return Err(ApiError::new(Reason::InternalError, format!("{store_key} in the store: {why}")));
+                    }
                 },
             };
             if live.as_ref().is_some_and(|live| live.metadata().is_deleting()) {
@@ -137,8 +139,9 @@ impl Service {
     }
 
     fn check_namespace(&self, namespace: &str, wanted: &[Wanted]) -> Result<(), String> {
-        let applied_too =
-            wanted.iter().any(|want| matches!(&want.object, Applicable::Namespace(object) if object.metadata.name == namespace));
+        let applied_too = wanted
+            .iter()
+            .any(|want| matches!(&want.object, Applicable::Namespace(object) if object.metadata.name == namespace));
         match self.store.get(&key(Kind::Namespace, "", namespace).into()) {
             Some(entry) => match serde_json::from_slice::<Namespace>(&entry.value) {
                 Ok(object) if object.metadata.is_deleting() => Err(format!("namespace {namespace:?} is being deleted")),
@@ -153,11 +156,16 @@ impl Service {
 
     /// Two processes cannot have the same fixed port.
     fn check_ports(&self, wanted: &[Wanted], causes: &mut Vec<Cause>) {
-        if !wanted.iter().any(|want| matches!(&want.object, Applicable::Process(process) if !process.spec.ports.is_empty())) {
+        if !wanted
+            .iter()
+            .any(|want| matches!(&want.object, Applicable::Process(process) if !process.spec.ports.is_empty()))
+        {
             return;
         }
-        let replaced: BTreeSet<(&str, &str)> =
-            wanted.iter().map(|want| (want.object.metadata().namespace.as_str(), want.object.metadata().name.as_str())).collect();
+        let replaced: BTreeSet<(&str, &str)> = wanted
+            .iter()
+            .map(|want| (want.object.metadata().namespace.as_str(), want.object.metadata().name.as_str()))
+            .collect();
         let mut holders: BTreeMap<u16, String> = BTreeMap::new();
         for entry in self.store.list(&Selection::all(Kind::Process, "").prefix()).entries {
             if replaced.contains(&(entry.key.namespace(), entry.key.name())) {
@@ -221,7 +229,8 @@ impl Service {
             let instance = instance_name(name, ordinal);
             match existing.get(&ordinal) {
                 None if !stopped => {
-                    let why = if old.is_some() { format!("spec.replicas is now {wanted}") } else { "new process".to_owned() };
+                    let why =
+                        if old.is_some() { format!("spec.replicas is now {wanted}") } else { "new process".to_owned() };
                     effects.push(Effect { kind: EffectKind::Start, instance, why });
                 }
                 Some(running) if !causes.is_empty() && running.spec.stopped_at.is_none() && !stopped => {
@@ -268,7 +277,10 @@ fn parse(objects: &[Bytes]) -> Result<Vec<Wanted>, ApiError> {
                 }
                 let identity = (kind, metadata.namespace.clone(), metadata.name.clone());
                 if let Some(first) = seen.insert(identity, index) {
-                    complain("metadata.name".to_owned(), format!("the same object as number {} of this request", first + 1));
+                    complain(
+                        "metadata.name".to_owned(),
+                        format!("the same object as number {} of this request", first + 1),
+                    );
                 }
                 let keeps_replicas = matches!(&object, Applicable::Process(process) if process.spec.replicas.is_none());
                 wanted.push(Wanted { object, keeps_replicas });

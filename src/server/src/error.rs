@@ -93,7 +93,8 @@ impl From<ostler_store::Error> for ApiError {
         let message = error.to_string();
         match error {
             Error::Conflict { .. } => {
-                Self::new(Reason::Conflict, format!("the object was changed at the same time: {message}")).hint("try again")
+                Self::new(Reason::Conflict, format!("the object was changed at the same time: {message}"))
+                    .hint("try again")
             }
             Error::TooLarge { .. } | Error::Invalid { .. } => Self::new(Reason::Invalid, message),
             Error::ReadOnly { .. } => Self::new(Reason::ServiceUnavailable, message)

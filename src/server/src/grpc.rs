@@ -52,7 +52,11 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Serves until `ended` resolves, then lets requests that are under way finish for a moment.
-pub async fn serve(service: Service, listener: UnixListener, ended: impl Future<Output = ()> + Send + 'static) -> Result<(), tonic::transport::Error> {
+pub async fn serve(
+    service: Service,
+    listener: UnixListener,
+    ended: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), tonic::transport::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<OstlerServer<Service>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -248,7 +252,11 @@ impl Ostler for Service {
             selection.names = names;
             from = revision;
             first.extend(entries.iter().filter(|entry| selection.matches(&entry.key, &entry.value)).map(|entry| {
-                v1::WatchEvent { r#type: Type::Added.into(), object: Some(entry_object(entry)), revision: entry.revision }
+                v1::WatchEvent {
+                    r#type: Type::Added.into(),
+                    object: Some(entry_object(entry)),
+                    revision: entry.revision,
+                }
             }));
             first.push(v1::WatchEvent { r#type: Type::Bookmark.into(), object: None, revision });
         }
@@ -274,7 +282,9 @@ impl Ostler for Service {
                         Ok(v1::WatchBatch { events })
                     }
                     Err(WatchEnded::Compacted(why)) => Err(ApiError::new(Reason::Expired, why.to_string()).into()),
-                    Err(WatchEnded::Closed) => Err(ApiError::new(Reason::ServiceUnavailable, "the daemon is ending").into()),
+                    Err(WatchEnded::Closed) => {
+                        Err(ApiError::new(Reason::ServiceUnavailable, "the daemon is ending").into())
+                    }
                 };
                 let over = message.is_err();
                 if sender.send(message).await.is_err() || over {
@@ -456,7 +466,8 @@ impl Ostler for Service {
 
     async fn shutdown(&self, request: Request<v1::ShutdownRequest>) -> Answer<v1::ShutdownResponse> {
         let request = request.into_inner();
-        let deadline = if request.deadline_ms == 0 { Span::from_secs(60) } else { Span::from_millis(request.deadline_ms) };
+        let deadline =
+            if request.deadline_ms == 0 { Span::from_secs(60) } else { Span::from_millis(request.deadline_ms) };
         self.controller.shutdown(request.stop_instances.then_some(deadline)).await.map_err(ApiError::from)?;
         Ok(Response::new(v1::ShutdownResponse {}))
     }
@@ -466,7 +477,8 @@ impl Ostler for Service {
 async fn version_of(binary: &Path) -> Result<String, ApiError> {
     let asking = tokio::process::Command::new(binary).arg("--version").kill_on_drop(true).output();
     let bad = |why: String| {
-        ApiError::bad(format!("{} cannot take over: {why}", binary.display())).hint("the running daemon goes on unchanged")
+        ApiError::bad(format!("{} cannot take over: {why}", binary.display()))
+            .hint("the running daemon goes on unchanged")
     };
     let output = tokio::time::timeout(Duration::from_secs(10), asking)
         .await

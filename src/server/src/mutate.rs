@@ -69,8 +69,11 @@ impl Service {
                     Kind::Namespace => {
                         let mut object: Namespace = read(entry)?;
                         if object.metadata.name == "default" {
-                            return Err(ApiError::new(Reason::Forbidden, "the namespace \"default\" cannot be deleted")
-                                .hint("`ostler delete processes --all` deletes what is in it"));
+                            return Err(ApiError::new(
+                                Reason::Forbidden,
+                                "the namespace \"default\" cannot be deleted",
+                            )
+                            .hint("`ostler delete processes --all` deletes what is in it"));
                         }
                         if !object.metadata.is_deleting() {
                             object.metadata.deletion_timestamp = Some(now());
@@ -81,7 +84,9 @@ impl Service {
                     Kind::Process | Kind::Instance | Kind::Event => {
                         let mut object: Process = read(entry)?;
                         let metadata = &mut object.metadata;
-                        if metadata.is_deleting() && (grace.is_none() || metadata.deletion_grace_period_seconds == grace) {
+                        if metadata.is_deleting()
+                            && (grace.is_none() || metadata.deletion_grace_period_seconds == grace)
+                        {
                             continue;
                         }
                         if !metadata.is_deleting() {
@@ -102,7 +107,12 @@ impl Service {
     }
 
     /// Restarts, stops or starts whatever matches.
-    pub(crate) async fn act(&self, selection: &Selection, all: bool, action: Action) -> Result<(Vec<Acted>, Revision), ApiError> {
+    pub(crate) async fn act(
+        &self,
+        selection: &Selection,
+        all: bool,
+        action: Action,
+    ) -> Result<(Vec<Acted>, Revision), ApiError> {
         require_target(selection, all)?;
         match selection.kind {
             Kind::Instance => {
@@ -119,12 +129,17 @@ impl Service {
             }
             Kind::Process => self.act_on_processes(selection, action).await,
             kind @ (Kind::Namespace | Kind::Event) => {
-                Err(ApiError::bad(format!("a {kind} cannot be restarted, stopped or started")).hint("name a process or an instance"))
+                Err(ApiError::bad(format!("a {kind} cannot be restarted, stopped or started"))
+                    .hint("name a process or an instance"))
             }
         }
     }
 
-    async fn act_on_processes(&self, selection: &Selection, action: Action) -> Result<(Vec<Acted>, Revision), ApiError> {
+    async fn act_on_processes(
+        &self,
+        selection: &Selection,
+        action: Action,
+    ) -> Result<(Vec<Acted>, Revision), ApiError> {
         let (mut acted, revision) = self
             .transact(|| {
                 let (entries, _) = self.list(selection)?;
@@ -133,7 +148,10 @@ impl Service {
                 for entry in &entries {
                     let mut object: Process = read(entry)?;
                     if object.metadata.is_deleting() {
-                        return Err(ApiError::new(Reason::Conflict, format!("process {:?} is being deleted", entry.key.name())));
+                        return Err(ApiError::new(
+                            Reason::Conflict,
+                            format!("process {:?} is being deleted", entry.key.name()),
+                        ));
                     }
                     let annotations = &mut object.metadata.annotations;
                     let stopped = annotations.contains_key(STOPPED_AT);
@@ -204,8 +222,10 @@ impl Service {
 
     fn instances(&self, selection: &Selection) -> Result<Vec<InstanceRef>, ApiError> {
         let (entries, _) = self.list(selection)?;
-        let reference =
-            |entry: &Entry| InstanceRef { namespace: entry.key.namespace().to_owned(), name: entry.key.name().to_owned() };
+        let reference = |entry: &Entry| InstanceRef {
+            namespace: entry.key.namespace().to_owned(),
+            name: entry.key.name().to_owned(),
+        };
         Ok(entries.iter().map(reference).collect())
     }
 
@@ -256,7 +276,10 @@ impl Service {
                     && object.spec.replicas() != expected
                 {
                     let found = object.spec.replicas();
-                    return Err(ApiError::new(Reason::Conflict, format!("process {name:?} has {found} replicas, not {expected}")));
+                    return Err(ApiError::new(
+                        Reason::Conflict,
+                        format!("process {name:?} has {found} replicas, not {expected}"),
+                    ));
                 }
                 if object.spec.replicas() == replicas {
                     return Ok((Vec::new(), false));
@@ -269,7 +292,8 @@ impl Service {
                         .into_iter()
                         .map(|error| Cause { object: 0, field: error.field, message: error.message })
                         .collect();
-                    let message = causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect::<Vec<_>>();
+                    let message =
+                        causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect::<Vec<_>>();
                     return Err(ApiError { causes, ..ApiError::new(Reason::Invalid, message.join("; ")) });
                 }
                 Ok((vec![put(&entry, &object)?], true))

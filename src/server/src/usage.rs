@@ -88,7 +88,8 @@ pub(crate) fn read(entries: &[Entry]) -> Vec<Usage> {
 /// is ours (its path has our prefix) counts, or everything on the machine could be in it.
 fn cgroup_members(pid: i32) -> Vec<i32> {
     let Ok(groups) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return Vec::new() };
-    let Some(path) = groups.lines().find_map(|line| line.strip_prefix("0::")).filter(|path| path.contains("/ostler-")) else {
+    let Some(path) = groups.lines().find_map(|line| line.strip_prefix("0::")).filter(|path| path.contains("/ostler-"))
+    else {
         return Vec::new();
     };
     ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]

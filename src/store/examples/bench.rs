@@ -22,9 +22,7 @@ fn main() -> Outcome<()> {
     {
         return resident(Path::new(dir));
     }
-    let base = arguments
-        .first()
-        .map_or_else(|| PathBuf::from("."), PathBuf::from);
+    let base = arguments.first().map_or_else(|| PathBuf::from("."), PathBuf::from);
     let dir = base.join(format!("store-bench-{}", std::process::id()));
     fs::create_dir(&dir)?;
     let outcome = bench(&dir);
@@ -43,20 +41,12 @@ fn bench(dir: &Path) -> Outcome<()> {
             println!("{:32} {ratio:.2} x raw", "");
         }
     }
-    println!(
-        "{:32} {:.0} commits/s",
-        "64 threads, Durable",
-        many_clients(&dir.join("many"))?
-    );
+    println!("{:32} {:.0} commits/s", "64 threads, Durable", many_clients(&dir.join("many"))?);
     let mut settled = Vec::new();
     for count in [10, 1_000, 10_000] {
         let store = dir.join(format!("with-{count}"));
         fill(&store, count)?;
-        println!(
-            "{:32} {:?}",
-            format!("open {count} entries, closed"),
-            best_open(&store)?
-        );
+        println!("{:32} {:?}", format!("open {count} entries, closed"), best_open(&store)?);
         let killed = dir.join(format!("killed-{count}"));
         fs::create_dir_all(&killed)?;
         let opened = DiskStore::open(&Options::new(store.join("store")))?;
@@ -64,30 +54,16 @@ fn bench(dir: &Path) -> Outcome<()> {
         drop(opened);
         let begin = Instant::now();
         let reopened = DiskStore::open(&Options::new(killed.join("store")))?;
-        println!(
-            "{:32} {:?}",
-            format!("open {count} entries, killed"),
-            begin.elapsed()
-        );
+        println!("{:32} {:?}", format!("open {count} entries, killed"), begin.elapsed());
         drop(reopened);
-        let output = Command::new(std::env::current_exe()?)
-            .arg("--resident")
-            .arg(&store)
-            .output()?;
+        let output = Command::new(std::env::current_exe()?).arg("--resident").arg(&store).output()?;
         let kib: f64 = String::from_utf8(output.stdout)?.trim().parse()?;
-        println!(
-            "{:32} {kib:.0} KiB",
-            format!("resident with {count} entries")
-        );
+        println!("{:32} {kib:.0} KiB", format!("resident with {count} entries"));
         settled.push((count, kib));
     }
     if let [(few, before), .., (many, after)] = settled[..] {
         let each = (after - before) * 1024.0 / f64::from(many - few);
-        println!(
-            "{:32} {each:.0} bytes = {:.2} x value",
-            "resident per entry",
-            each / VALUE_BYTES as f64
-        );
+        println!("{:32} {each:.0} bytes = {:.2} x value", "resident per entry", each / VALUE_BYTES as f64);
     }
     Ok(())
 }
@@ -115,9 +91,7 @@ fn one_client(dir: &Path, durability: Durability) -> Outcome<Vec<Duration>> {
     let mut times = Vec::new();
     for n in 0..2_000 {
         let begin = Instant::now();
-        store
-            .commit(vec![op(n % 500)], durability)
-            .wait_blocking()?;
+        store.commit(vec![op(n % 500)], durability).wait_blocking()?;
         times.push(begin.elapsed());
     }
     Ok(times.split_off(500))
@@ -135,17 +109,12 @@ fn many_clients(dir: &Path) -> Outcome<f64> {
                 scope.spawn(move || {
                     (0..EACH).try_for_each(|n| {
                         let op = op(thread * 20 + n % 20);
-                        store
-                            .commit(vec![op], Durability::Durable)
-                            .wait_blocking()
-                            .map(drop)
+                        store.commit(vec![op], Durability::Durable).wait_blocking().map(drop)
                     })
                 })
             })
             .collect();
-        threads
-            .into_iter()
-            .find_map(|thread| thread.join().ok()?.err())
+        threads.into_iter().find_map(|thread| thread.join().ok()?.err())
     });
     match failed {
         Some(error) => Err(error.into()),
@@ -178,9 +147,7 @@ fn resident(dir: &Path) -> Outcome<()> {
     let store = DiskStore::open(&Options::new(dir.join("store")))?;
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line
-        .and_then(|line| line.split_whitespace().next())
-        .ok_or("no VmRSS")?;
+    let kib = line.and_then(|line| line.split_whitespace().next()).ok_or("no VmRSS")?;
     println!("{kib}");
     drop(store);
     Ok(())
@@ -207,9 +174,5 @@ fn percentile(times: &[Duration], percent: usize) -> Duration {
 }
 
 fn report(name: &str, times: &[Duration]) {
-    println!(
-        "{name:32} p50 {:?}  p99 {:?}",
-        percentile(times, 50),
-        percentile(times, 99)
-    );
+    println!("{name:32} p50 {:?}  p99 {:?}", percentile(times, 50), percentile(times, 99));
 }

@@ -87,27 +87,14 @@ pub fn write(snapshot: &Snapshot, to: &Path) -> Result<Revision, BackupError> {
         return Err(error);
     }
     let parent = parent(to);
-    File::open(parent)
-        .and_then(|dir| dir.sync_all())
-        .map_err(failed("sync", parent))?;
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed("sync", parent))?;
     Ok(snapshot.revision)
 }
 
 fn write_file(snapshot: &Snapshot, path: &Path) -> io::Result<()> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
-    let mut out = Summed {
-        inner: BufWriter::with_capacity(1 << 16, file),
-        crc: crc32fast::Hasher::new(),
-    };
-    let time = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut out = Summed { inner: BufWriter::with_capacity(1 << 16, file), crc: crc32fast::Hasher::new() };
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     out.line(&Header {
         format: FORMAT.into(),
         version: VERSION,
@@ -128,14 +115,8 @@ fn write_file(snapshot: &Snapshot, path: &Path) -> io::Result<()> {
         })?;
     }
     let crc32 = format!("{:08x}", out.crc.clone().finalize()).into();
-    out.line(&Footer {
-        entries: snapshot.entries.len(),
-        crc32,
-    })?;
-    let file = out
-        .inner
-        .into_inner()
-        .map_err(io::IntoInnerError::into_error)?;
+    out.line(&Footer { entries: snapshot.entries.len(), crc32 })?;
+    let file = out.inner.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_data()
 }
 
@@ -162,20 +143,12 @@ pub fn verify(path: &Path) -> Result<Summary, BackupError> {
 pub fn read(path: &Path) -> Result<Snapshot, BackupError> {
     let mut entries = Vec::new();
     let summary = scan(path, |entry| entries.push(entry))?;
-    Ok(Snapshot {
-        entries,
-        revision: summary.revision,
-    })
+    Ok(Snapshot { entries, revision: summary.revision })
 }
 
 fn scan(path: &Path, mut each: impl FnMut(Entry)) -> Result<Summary, BackupError> {
     let file = File::open(path).map_err(failed("open", path))?;
-    let mut lines = Lines {
-        path,
-        input: BufReader::with_capacity(1 << 16, file),
-        buffer: Vec::new(),
-        number: 0,
-    };
+    let mut lines = Lines { path, input: BufReader::with_capacity(1 << 16, file), buffer: Vec::new(), number: 0 };
     let mut crc = crc32fast::Hasher::new();
     if !lines.advance()? {
         return Err(lines.bad("it is empty"));
@@ -187,11 +160,7 @@ fn scan(path: &Path, mut each: impl FnMut(Entry)) -> Result<Summary, BackupError
             return Err(lines.bad("it is some other kind of file"));
         }
         if header.version > VERSION {
-            return Err(BackupError::Format {
-                path: path.to_owned(),
-                found: header.version,
-                supported: VERSION,
-            });
+            return Err(BackupError::Format { path: path.to_owned(), found: header.version, supported: VERSION });
         }
         (header.revision, header.time, header.entries)
     };
@@ -224,11 +193,7 @@ fn scan(path: &Path, mut each: impl FnMut(Entry)) -> Result<Summary, BackupError
     if lines.advance()? {
         return Err(lines.bad("there is something after the footer"));
     }
-    Ok(Summary {
-        revision,
-        time: UNIX_EPOCH + Duration::from_secs(time),
-        entries: count,
-    })
+    Ok(Summary { revision, time: UNIX_EPOCH + Duration::from_secs(time), entries: count })
 }
 
 struct Lines<'a> {
@@ -262,10 +227,9 @@ impl Lines<'_> {
         let line: Line<'_> = self.parse("the entry")?;
         let value = match (line.text, line.base64) {
             (Some(text), None) => Bytes::copy_from_slice(text.as_bytes()),
-            (None, Some(encoded)) => BASE64
-                .decode(encoded.as_bytes())
-                .map_err(|error| self.bad(format!("the value: {error}")))?
-                .into(),
+            (None, Some(encoded)) => {
+                BASE64.decode(encoded.as_bytes()).map_err(|error| self.bad(format!("the value: {error}")))?.into()
+            }
             (Some(_), Some(_)) | (None, None) => {
                 return Err(self.bad("an entry needs exactly one of text and base64"));
             }
@@ -274,19 +238,11 @@ impl Lines<'_> {
         if let Some(flaw) = key.flaw() {
             return Err(self.bad(format!("the key {flaw}")));
         }
-        Ok(Entry {
-            key,
-            value,
-            revision: line.revision,
-        })
+        Ok(Entry { key, value, revision: line.revision })
     }
 
     fn bad(&self, why: impl Into<String>) -> BackupError {
-        BackupError::Damaged {
-            path: self.path.to_owned(),
-            why: why.into(),
-            line: self.number,
-        }
+        BackupError::Damaged { path: self.path.to_owned(), why: why.into(), line: self.number }
     }
 }
 
@@ -318,10 +274,7 @@ pub fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// The newest backup in `dir` that verifies.
 pub fn newest_good(dir: &Path) -> Option<PathBuf> {
-    list(dir)
-        .ok()?
-        .into_iter()
-        .find(|path| verify(path).is_ok())
+    list(dir).ok()?.into_iter().find(|path| verify(path).is_ok())
 }
 
 /// Removes all but the newest `keep` backups in `dir`, and what interrupted ones left.
@@ -346,9 +299,5 @@ fn parent(path: &Path) -> &Path {
 }
 
 fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> BackupError + 'a {
-    move |source| BackupError::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    move |source| BackupError::Io { action, path: path.to_owned(), source }
 }

@@ -13,8 +13,8 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use crate::{
-    Durability, Error, Event, EventKind, Expect, Health, Key, MAX_COMMIT_BYTES, MAX_VALUE_BYTES,
-    Op, Revision, Store, Watch, WatchEnded,
+    Durability, Error, Event, EventKind, Expect, Health, Key, MAX_COMMIT_BYTES, MAX_VALUE_BYTES, Op, Revision, Store,
+    Watch, WatchEnded,
 };
 
 /// Makes a new, empty store whose history holds the given number of events.
@@ -75,10 +75,7 @@ fn must(store: &dyn Store, ops: Vec<Op>) -> Revision {
 }
 
 fn run<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread()
-        .build()
-        .expect("a runtime can be built")
-        .block_on(future)
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime can be built").block_on(future)
 }
 
 fn drain(watch: &mut Watch) -> Vec<Event> {
@@ -103,10 +100,7 @@ pub fn lists_are_sorted_and_limited_to_their_prefix(factory: Factory<'_>) {
     let store = factory(8);
     let keys = ["b/n/1", "a/n/2", "a/n/1", "a/m/9", "a//x", "ab/n/1"];
     for k in keys {
-        must(
-            &*store,
-            vec![Op::put(Key::from(k), k.as_bytes(), Expect::Absent)],
-        );
+        must(&*store, vec![Op::put(Key::from(k), k.as_bytes(), Expect::Absent)]);
     }
     let listed = |prefix: &str| -> Vec<String> {
         let snapshot = store.list(prefix);
@@ -117,10 +111,7 @@ pub fn lists_are_sorted_and_limited_to_their_prefix(factory: Factory<'_>) {
         }
         snapshot.entries.iter().map(|e| e.key.to_string()).collect()
     };
-    assert_eq!(
-        listed(""),
-        ["a//x", "a/m/9", "a/n/1", "a/n/2", "ab/n/1", "b/n/1"]
-    );
+    assert_eq!(listed(""), ["a//x", "a/m/9", "a/n/1", "a/n/2", "ab/n/1", "b/n/1"]);
     assert_eq!(listed("a/"), ["a//x", "a/m/9", "a/n/1", "a/n/2"]);
     assert_eq!(listed("a/n/"), ["a/n/1", "a/n/2"]);
     assert_eq!(listed("a/n/2"), ["a/n/2"]);
@@ -153,10 +144,7 @@ pub fn preconditions_decide(factory: Factory<'_>) {
         ("absent", Expect::Revision(0), false),
     ];
     for (name, expect, holds) in cases {
-        for op in [
-            Op::put(key(name), "2", expect),
-            Op::delete(key(name), expect),
-        ] {
+        for op in [Op::put(key(name), "2", expect), Op::delete(key(name), expect)] {
             let store = factory(8);
             assert_eq!(must(&*store, vec![put("there", "1")]), 1);
             let there = store.get(&key(name)).map(|entry| entry.revision);
@@ -164,11 +152,7 @@ pub fn preconditions_decide(factory: Factory<'_>) {
             let result = commit(&*store, vec![op.clone(), put("other", "x")]);
             match result {
                 Ok(revision) => assert!(holds && revision == 2, "{op:?} gave {revision}"),
-                Err(Error::Conflict {
-                    key: at,
-                    expected,
-                    found,
-                }) => {
+                Err(Error::Conflict { key: at, expected, found }) => {
                     assert!(!holds, "{op:?}");
                     assert_eq!((at, expected, found), (key(name), expect, there), "{op:?}");
                     assert_eq!(store.revision(), 1);
@@ -184,17 +168,8 @@ pub fn a_failed_precondition_undoes_the_whole_commit(factory: Factory<'_>) {
     let store = factory(8);
     must(&*store, vec![put("a", "1")]);
     let before = store.list("");
-    let mut watch = store
-        .watch("", store.revision())
-        .expect("it is the present");
-    let result = commit(
-        &*store,
-        vec![
-            put("a", "2"),
-            put("b", "2"),
-            Op::delete(key("c"), Expect::Revision(1)),
-        ],
-    );
+    let mut watch = store.watch("", store.revision()).expect("it is the present");
+    let result = commit(&*store, vec![put("a", "2"), put("b", "2"), Op::delete(key("c"), Expect::Revision(1))]);
     assert!(matches!(result, Err(Error::Conflict { .. })), "{result:?}");
     assert_eq!(store.list(""), before);
     assert_eq!(drain(&mut watch), []);
@@ -220,16 +195,11 @@ pub fn commits_that_change_nothing_keep_the_revision(factory: Factory<'_>) {
 pub fn what_can_never_be_stored_is_refused_at_once(factory: Factory<'_>) {
     let store = factory(8);
     let long = format!("p/n/{}", "x".repeat(1024));
-    let keys = [
-        "", "a", "a/b", "a/b/c/d", "/n/x", "p/n/", "p/n/\0", "p/n/a\nb", &long,
-    ];
+    let keys = ["", "a", "a/b", "a/b/c/d", "/n/x", "p/n/", "p/n/\0", "p/n/a\nb", &long];
     for bad in keys {
         let op = Op::put(Key::from(bad), "1", Expect::Any);
         let result = commit(&*store, vec![op]);
-        assert!(
-            matches!(result, Err(Error::Invalid { .. })),
-            "{bad:?}: {result:?}"
-        );
+        assert!(matches!(result, Err(Error::Invalid { .. })), "{bad:?}: {result:?}");
     }
     let twice = commit(&*store, vec![put("a", "1"), delete("a")]);
     assert!(matches!(twice, Err(Error::Invalid { .. })), "{twice:?}");
@@ -249,17 +219,9 @@ pub fn what_can_never_be_stored_is_refused_at_once(factory: Factory<'_>) {
 /// See the name.
 pub fn the_largest_value_comes_back_whole(factory: Factory<'_>) {
     let store = factory(8);
-    let large: Vec<u8> = (0..MAX_VALUE_BYTES)
-        .map(|n| (n * 7 + n / 251) as u8)
-        .collect();
-    must(
-        &*store,
-        vec![Op::put(key("a"), large.clone(), Expect::Absent)],
-    );
-    assert_eq!(
-        store.get(&key("a")).map(|entry| entry.value),
-        Some(large.into())
-    );
+    let large: Vec<u8> = (0..MAX_VALUE_BYTES).map(|n| (n * 7 + n / 251) as u8).collect();
+    must(&*store, vec![Op::put(key("a"), large.clone(), Expect::Absent)]);
+    assert_eq!(store.get(&key("a")).map(|entry| entry.value), Some(large.into()));
 }
 
 /// See the name.
@@ -283,12 +245,7 @@ pub fn watches_yield_every_later_change_in_order(factory: Factory<'_>) {
         event("b", 2, value("1"), None),
         event("a", 2, value("2"), Some("1")),
         event("a", 3, EventKind::Delete, Some("2")),
-        Event {
-            key: other,
-            revision: 4,
-            kind: value("j"),
-            prior: None,
-        },
+        Event { key: other, revision: 4, kind: value("j"), prior: None },
     ];
     for from in 0..=4 {
         let mut watch = store.watch("", from).expect("the history reaches back");
@@ -296,9 +253,7 @@ pub fn watches_yield_every_later_change_in_order(factory: Factory<'_>) {
         assert_eq!(drain(&mut watch), expected, "from {from}");
         assert_eq!(watch.revision(), 4);
     }
-    let mut watch = store
-        .watch("processes/", 0)
-        .expect("the history reaches back");
+    let mut watch = store.watch("processes/", 0).expect("the history reaches back");
     assert_eq!(drain(&mut watch), all[..4]);
     assert_eq!(watch.revision(), 4, "it moves on past what does not match");
 }
@@ -329,11 +284,7 @@ pub fn a_slow_watcher_is_told_to_list_again(factory: Factory<'_>) {
     for value in ["1", "2", "3"] {
         must(&*store, vec![put("a", value)]);
     }
-    assert_eq!(
-        drain(&mut watch).len(),
-        3,
-        "the history is just long enough"
-    );
+    assert_eq!(drain(&mut watch).len(), 3, "the history is just long enough");
     for value in ["4", "5", "6", "7"] {
         must(&*store, vec![put("a", value)]);
     }
@@ -342,10 +293,7 @@ pub fn a_slow_watcher_is_told_to_list_again(factory: Factory<'_>) {
         let WatchEnded::Compacted(compacted) = ended else {
             panic!("{ended:?}");
         };
-        assert_eq!(
-            (compacted.from, compacted.oldest, compacted.newest),
-            (3, 4, 7)
-        );
+        assert_eq!((compacted.from, compacted.oldest, compacted.newest), (3, 4, 7));
     }
 }
 
@@ -362,17 +310,11 @@ pub fn a_watch_wakes_up_and_loses_nothing_when_cancelled(factory: Factory<'_>) {
                 () = std::future::ready(()) => {}
             }
             let value = round.to_string();
-            let (events, revision) = tokio::join!(watch.next(), async {
-                store
-                    .commit(vec![put("a", &value)], Durability::Crash)
-                    .await
-            });
+            let (events, revision) =
+                tokio::join!(watch.next(), async { store.commit(vec![put("a", &value)], Durability::Crash).await });
             assert_eq!(revision.ok(), Some(round));
             let events = events.expect("the watch goes on");
-            assert_eq!(
-                events.iter().map(|e| e.revision).collect::<Vec<_>>(),
-                [round]
-            );
+            assert_eq!(events.iter().map(|e| e.revision).collect::<Vec<_>>(), [round]);
         }
     });
 }
@@ -385,10 +327,7 @@ pub fn a_dropped_commit_takes_effect_all_the_same(factory: Factory<'_>) {
     }
     // Commits of one thread take effect in order, so those before this one have.
     assert_eq!(must(&*store, vec![put("b", "1")]), 4);
-    assert_eq!(
-        store.get(&key("a")).map(|e| e.value),
-        Some("Durable".into())
-    );
+    assert_eq!(store.get(&key("a")).map(|e| e.value), Some("Durable".into()));
 }
 
 /// See the name.
@@ -435,9 +374,7 @@ pub fn concurrent_increments_are_all_counted(factory: Factory<'_>) {
             EventKind::Delete => panic!("nothing was deleted"),
         })
         .collect();
-    let expected: Vec<_> = (1..=THREADS * EACH)
-        .map(|n| Bytes::from(n.to_string()))
-        .collect();
+    let expected: Vec<_> = (1..=THREADS * EACH).map(|n| Bytes::from(n.to_string())).collect();
     assert_eq!(values, expected);
 }
 
@@ -447,9 +384,7 @@ pub fn an_acknowledged_commit_is_visible_everywhere(factory: Factory<'_>) {
     for durability in [Durability::Durable, Durability::Crash, Durability::Lazy] {
         let at = store.revision();
         let name = format!("{durability:?}");
-        let outcome = store
-            .commit(vec![put(&name, "1")], durability)
-            .wait_blocking();
+        let outcome = store.commit(vec![put(&name, "1")], durability).wait_blocking();
         assert_eq!(outcome.ok(), Some(at + 1));
         assert_eq!(store.revision(), at + 1);
         assert!(store.get(&key(&name)).is_some());
@@ -533,11 +468,7 @@ impl Model {
         let snapshot = store.list("");
         Self {
             revision: snapshot.revision,
-            entries: snapshot
-                .entries
-                .into_iter()
-                .map(|entry| (entry.key, (entry.revision, entry.value)))
-                .collect(),
+            entries: snapshot.entries.into_iter().map(|entry| (entry.key, (entry.revision, entry.value))).collect(),
         }
     }
 
@@ -560,11 +491,7 @@ pub fn random_commits_match_the_model(factory: Factory<'_>) {
         3 => Just(Durability::Crash),
         1 => Just(Durability::Durable),
     ];
-    let mut runner = TestRunner::new(Config {
-        cases: 24,
-        failure_persistence: None,
-        ..Config::default()
-    });
+    let mut runner = TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
     let result = runner.run(&vec((changes(), durability), 1..24), |commits| {
         let store = factory(2048);
         let mut model = Model::default();
@@ -606,9 +533,8 @@ pub fn random_commits_match_the_model(factory: Factory<'_>) {
             prop_assert_eq!(&Model::of(&*store), &model);
         }
         for mut then in past {
-            let mut watch = store
-                .watch("", then.revision)
-                .map_err(|compacted| TestCaseError::fail(compacted.to_string()))?;
+            let mut watch =
+                store.watch("", then.revision).map_err(|compacted| TestCaseError::fail(compacted.to_string()))?;
             for event in drain(&mut watch) {
                 then.follow(event)?;
             }

@@ -10,9 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::{
-    Compacted, Entry, Error, Event, EventKind, Expect, Key, Op, Revision, Snapshot, Watch,
-};
+use crate::{Compacted, Entry, Error, Event, EventKind, Expect, Key, Op, Revision, Snapshot, Watch};
 
 /// The largest value, in bytes.
 pub const MAX_VALUE_BYTES: usize = 1 << 20;
@@ -22,6 +20,12 @@ pub const MAX_KEY_BYTES: usize = 1024;
 pub const MAX_COMMIT_BYTES: usize = 16 << 20;
 /// How many events the history holds unless told otherwise.
 pub const DEFAULT_HISTORY: usize = 2048;
+
+/// How many bytes of overwritten values the history holds at most, whatever the number of events: memory is for what is
+/// true now.
+pub const MAX_HISTORY_BYTES: usize = 1 << 20;
+/// The history is never cut below so many events for the sake of bytes.
+const MIN_HISTORY: usize = 64;
 
 /// An entry without its key, as the index holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,41 +43,38 @@ pub(crate) struct State {
     pub(crate) closed: bool,
     ring: VecDeque<Event>,
     capacity: usize,
+    /// Bytes of values in the ring that later commits have overwritten.
+    overwritten: usize,
     /// The ring holds every event after this revision.
     floor: Revision,
 }
 
 impl State {
     /// `Ok` with all events after `after` that match, or `Err` when some of them are gone.
-    pub(crate) fn events_after(
-        &self,
-        prefix: &str,
-        after: Revision,
-    ) -> Result<Vec<Event>, Compacted> {
+    pub(crate) fn events_after(&self, prefix: &str, after: Revision) -> Result<Vec<Event>, Compacted> {
         if after < self.floor || after > self.revision {
-            return Err(Compacted {
-                from: after,
-                oldest: self.floor,
-                newest: self.revision,
-            });
+            return Err(Compacted { from: after, oldest: self.floor, newest: self.revision });
         }
         let start = self.ring.partition_point(|event| event.revision <= after);
-        Ok(self
-            .ring
-            .range(start..)
-            .filter(|event| event.key.as_str().starts_with(prefix))
-            .cloned()
-            .collect())
+        Ok(self.ring.range(start..).filter(|event| event.key.as_str().starts_with(prefix)).cloned().collect())
     }
 
     fn remember(&mut self, event: Event) {
+        self.overwritten += prior_bytes(&event);
         self.ring.push_back(event);
-        while self.ring.len() > self.capacity {
+        while self.ring.len() > self.capacity || (self.overwritten > MAX_HISTORY_BYTES && self.ring.len() > MIN_HISTORY)
+        {
             if let Some(dropped) = self.ring.pop_front() {
+                self.overwritten -= prior_bytes(&dropped);
                 self.floor = dropped.revision;
             }
         }
     }
+}
+
+/// The value that an event took the place of: nobody else holds it any more.
+fn prior_bytes(event: &Event) -> usize {
+    event.prior.as_ref().map_or(0, Bytes::len)
 }
 
 /// The visible state and those who wait for it to change.
@@ -91,6 +92,7 @@ impl Shared {
                 closed: false,
                 ring: VecDeque::new(),
                 capacity: history,
+                overwritten: 0,
                 floor: revision,
             }),
             changed: watch::Sender::new(()),
@@ -118,17 +120,10 @@ impl Shared {
             .take_while(|(key, _)| key.as_str().starts_with(prefix))
             .map(|(key, stored)| entry(key, stored))
             .collect();
-        Snapshot {
-            entries,
-            revision: state.revision,
-        }
+        Snapshot { entries, revision: state.revision }
     }
 
-    pub(crate) fn watch(
-        self: &Arc<Self>,
-        prefix: &str,
-        from: Revision,
-    ) -> Result<Watch, Compacted> {
+    pub(crate) fn watch(self: &Arc<Self>, prefix: &str, from: Revision) -> Result<Watch, Compacted> {
         // Subscribing first: a change between the check and the subscription would wake nobody.
         let changed = self.changed.subscribe();
         self.read().events_after(prefix, from)?;
@@ -144,10 +139,7 @@ impl Shared {
         for event in staged.events {
             match &event.kind {
                 EventKind::Put(value) => {
-                    let stored = Stored {
-                        value: value.clone(),
-                        revision: event.revision,
-                    };
+                    let stored = Stored { value: value.clone(), revision: event.revision };
                     state.index.insert(event.key.clone(), stored);
                 }
                 EventKind::Delete => {
@@ -170,11 +162,7 @@ impl Shared {
 }
 
 fn entry(key: &Key, stored: &Stored) -> Entry {
-    Entry {
-        key: key.clone(),
-        value: stored.value.clone(),
-        revision: stored.revision,
-    }
+    Entry { key: key.clone(), value: stored.value.clone(), revision: stored.revision }
 }
 
 /// Refuses what no state could make acceptable, before it is queued.
@@ -184,35 +172,21 @@ pub(crate) fn validate(ops: &[Op]) -> Result<(), Error> {
     for op in ops {
         let key = op.key();
         if let Some(why) = key.flaw() {
-            return Err(Error::Invalid {
-                key: key.clone(),
-                why,
-            });
+            return Err(Error::Invalid { key: key.clone(), why });
         }
         // One event per key and revision, whatever the order of checks: as in an etcd transaction.
         if !seen.insert(key) {
-            return Err(Error::Invalid {
-                key: key.clone(),
-                why: "is changed twice in one commit",
-            });
+            return Err(Error::Invalid { key: key.clone(), why: "is changed twice in one commit" });
         }
         if let Op::Put { value, .. } = op {
             total += value.len();
             if value.len() > MAX_VALUE_BYTES {
-                return Err(Error::TooLarge {
-                    what: key.to_string(),
-                    size: value.len(),
-                    limit: MAX_VALUE_BYTES,
-                });
+                return Err(Error::TooLarge { what: key.to_string(), size: value.len(), limit: MAX_VALUE_BYTES });
             }
         }
     }
     if total > MAX_COMMIT_BYTES {
-        return Err(Error::TooLarge {
-            what: "the commit".to_owned(),
-            size: total,
-            limit: MAX_COMMIT_BYTES,
-        });
+        return Err(Error::TooLarge { what: "the commit".to_owned(), size: total, limit: MAX_COMMIT_BYTES });
     }
     Ok(())
 }
@@ -235,14 +209,7 @@ pub(crate) struct Staging<'a> {
 
 impl<'a> Staging<'a> {
     pub(crate) fn on(state: &'a State) -> Self {
-        Self {
-            state,
-            overlay: HashMap::new(),
-            staged: Staged {
-                events: Vec::new(),
-                revision: state.revision,
-            },
-        }
+        Self { state, overlay: HashMap::new(), staged: Staged { events: Vec::new(), revision: state.revision } }
     }
 
     fn current(&self, key: &Key) -> Option<&Stored> {
@@ -262,11 +229,7 @@ impl<'a> Staging<'a> {
                 Expect::Revision(revision) => found == Some(revision),
             };
             if !holds {
-                return Err(Error::Conflict {
-                    key: op.key().clone(),
-                    expected: op.expect(),
-                    found,
-                });
+                return Err(Error::Conflict { key: op.key().clone(), expected: op.expect(), found });
             }
         }
         let revision = self.staged.revision + 1;
@@ -280,19 +243,11 @@ impl<'a> Staging<'a> {
                 Op::Delete { key, .. } => (key, EventKind::Delete),
             };
             let left = match &kind {
-                EventKind::Put(value) => Some(Stored {
-                    value: value.clone(),
-                    revision,
-                }),
+                EventKind::Put(value) => Some(Stored { value: value.clone(), revision }),
                 EventKind::Delete => None,
             };
             self.overlay.insert(key.clone(), left);
-            self.staged.events.push(Event {
-                key,
-                revision,
-                kind,
-                prior,
-            });
+            self.staged.events.push(Event { key, revision, kind, prior });
         }
         if self.staged.events.len() > before {
             self.staged.revision = revision;

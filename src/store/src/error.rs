@@ -54,9 +54,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::ReadOnly { .. } => true,
-            Self::Conflict { .. } | Self::TooLarge { .. } | Self::Invalid { .. } | Self::Closed => {
-                false
-            }
+            Self::Conflict { .. } | Self::TooLarge { .. } | Self::Invalid { .. } | Self::Closed => false,
         }
     }
 }

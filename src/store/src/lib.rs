@@ -17,15 +17,11 @@ mod memory;
 mod types;
 mod watch;
 
-pub use crate::core::{DEFAULT_HISTORY, MAX_COMMIT_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES};
-pub use crate::disk::{
-    BackupStatus, DiskStore, Occupied, Options, Report, Restored, back_up, check, restore,
-};
+pub use crate::core::{DEFAULT_HISTORY, MAX_COMMIT_BYTES, MAX_HISTORY_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES};
+pub use crate::disk::{BackupStatus, DiskStore, Occupied, Options, Report, Restored, back_up, check, restore};
 pub use crate::error::{BackupError, Error, OpenError};
 pub use crate::memory::MemoryStore;
-pub use crate::types::{
-    Commit, Durability, Entry, Event, EventKind, Expect, Health, Key, Op, Revision, Snapshot,
-};
+pub use crate::types::{Commit, Durability, Entry, Event, EventKind, Expect, Health, Key, Op, Revision, Snapshot};
 pub use crate::watch::{Compacted, Watch, WatchEnded};
 
 use std::path::Path;

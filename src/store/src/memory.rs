@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::core::{DEFAULT_HISTORY, Index, Shared, Staging, validate};
 use crate::{
-    BackupError, Commit, Compacted, Durability, Entry, Error, Health, Key, Op, Revision, Snapshot,
-    Store, Watch, backup,
+    BackupError, Commit, Compacted, Durability, Entry, Error, Health, Key, Op, Revision, Snapshot, Store, Watch, backup,
 };
 
 /// A [`Store`] in memory only.
@@ -27,18 +26,12 @@ impl MemoryStore {
 
     /// An empty store whose history holds `events` events.
     pub fn with_history(events: usize) -> Self {
-        Self {
-            shared: Shared::new(Index::new(), 0, events),
-            committing: Mutex::new(()),
-        }
+        Self { shared: Shared::new(Index::new(), 0, events), committing: Mutex::new(()) }
     }
 
     fn commit_now(&self, ops: Vec<Op>) -> Result<Revision, Error> {
         validate(&ops)?;
-        let _one_at_a_time = self
-            .committing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         let state = self.shared.read();
         if state.closed {
             return Err(Error::Closed);

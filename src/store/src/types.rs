@@ -56,8 +56,7 @@ impl Key {
     pub(crate) fn flaw(&self) -> Option<&'static str> {
         let mut parts = self.0.split('/');
         let (plural, namespace, name) = (parts.next(), parts.next(), parts.next());
-        let (Some(plural), Some(_), Some(name), None) = (plural, namespace, name, parts.next())
-        else {
+        let (Some(plural), Some(_), Some(name), None) = (plural, namespace, name, parts.next()) else {
             return Some("is not of the form <plural>/<namespace>/<name>");
         };
         if plural.is_empty() || name.is_empty() {
@@ -169,11 +168,7 @@ pub enum Op {
 impl Op {
     /// A put with a precondition.
     pub fn put(key: Key, value: impl Into<Bytes>, expect: Expect) -> Self {
-        Self::Put {
-            key,
-            value: value.into(),
-            expect,
-        }
+        Self::Put { key, value: value.into(), expect }
     }
 
     /// A delete with a precondition.
@@ -281,9 +276,9 @@ impl Future for Commit {
         match &mut self.0 {
             Outcome::Known(result) => Poll::Ready(result.take().unwrap_or(Err(Error::Closed))),
             // The committer drops its end without an answer only when it stops.
-            Outcome::Pending(receiver) => Pin::new(receiver)
-                .poll(cx)
-                .map(|answer| answer.unwrap_or(Err(Error::Closed))),
+            Outcome::Pending(receiver) => {
+                Pin::new(receiver).poll(cx).map(|answer| answer.unwrap_or(Err(Error::Closed)))
+            }
         }
     }
 }

@@ -10,9 +10,7 @@ use crate::{Event, Revision};
 
 /// The history does not connect to the asked-for revision: list again, and watch from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "events after revision {from} are not available, only those after {oldest} up to {newest}: list again"
-)]
+#[error("events after revision {from} are not available, only those after {oldest} up to {newest}: list again")]
 pub struct Compacted {
     /// The revision that was asked for.
     pub from: Revision,
@@ -43,18 +41,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        changed: watch::Receiver<()>,
-        prefix: Box<str>,
-        from: Revision,
-    ) -> Self {
-        Self {
-            shared,
-            changed,
-            prefix,
-            seen: from,
-        }
+    pub(crate) fn new(shared: Arc<Shared>, changed: watch::Receiver<()>, prefix: Box<str>, from: Revision) -> Self {
+        Self { shared, changed, prefix, seen: from }
     }
 
     /// Waits for events and returns all that are ready, at least one, in order.
@@ -100,9 +88,6 @@ impl Watch {
 
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watch")
-            .field("prefix", &self.prefix)
-            .field("seen", &self.seen)
-            .finish_non_exhaustive()
+        f.debug_struct("Watch").field("prefix", &self.prefix).field("seen", &self.seen).finish_non_exhaustive()
     }
 }

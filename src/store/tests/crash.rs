@@ -25,20 +25,12 @@ const KEYS: usize = 8;
 
 fn role(wrapper: &[&str], role: &str, dir: &Path) -> Command {
     let exe = std::env::current_exe().expect("this is a file");
-    let mut words = wrapper
-        .iter()
-        .map(|word| (*word).into())
-        .collect::<Vec<_>>();
+    let mut words = wrapper.iter().map(|word| (*word).into()).collect::<Vec<_>>();
     words.push(exe.into_os_string());
     let mut command = Command::new(&words[0]);
     command
         .args(&words[1..])
-        .args([
-            "plays_its_role",
-            "--exact",
-            "--nocapture",
-            "--test-threads=1",
-        ])
+        .args(["plays_its_role", "--exact", "--nocapture", "--test-threads=1"])
         .env(ROLE, role)
         .env(DIR, dir)
         .stdin(Stdio::null())
@@ -64,9 +56,7 @@ fn plays_its_role() {
 /// One write each, so that lines are whole.
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    out.write_all(format!("{line}\n").as_bytes())
-        .and_then(|()| out.flush())
-        .expect("the parent listens");
+    out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush()).expect("the parent listens");
 }
 
 fn length(n: usize) -> usize {
@@ -77,10 +67,7 @@ fn length(n: usize) -> usize {
 }
 
 fn writer(dir: &Path) {
-    let start: usize = std::env::var(START)
-        .expect("it is given")
-        .parse()
-        .expect("it is a number");
+    let start: usize = std::env::var(START).expect("it is given").parse().expect("it is a number");
     say("opening");
     let store = DiskStore::open(&Options::new(dir)).expect("it opens");
     let next = AtomicUsize::new(start);
@@ -93,10 +80,7 @@ fn writer(dir: &Path) {
                     let n = next.fetch_add(1, Ordering::Relaxed);
                     // Each writer has keys of its own, so that the last one it heard of is the least to be found.
                     let name = format!("{thread}-{}", n % KEYS);
-                    let op = put(
-                        &name,
-                        [n.to_le_bytes().to_vec(), value(n, length(n))].concat(),
-                    );
+                    let op = put(&name, [n.to_le_bytes().to_vec(), value(n, length(n))].concat());
                     commit(store, vec![op], durabilities[n % 3]).expect("it commits");
                     say(&format!("ack {name} {n}"));
                 }
@@ -117,18 +101,13 @@ fn every_acknowledged_commit_survives_kill_9() {
     let mut start = 0;
     let mut random = 12345_usize;
     for round in 0..50 {
-        random = random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         // 0 is in the middle of opening.
         let patience = match (random >> 33) % 5 {
             0 => 0,
             _ => (random >> 40) % 150,
         };
-        let mut child = role(&[], "writer", &home.dir())
-            .env(START, start.to_string())
-            .spawn()
-            .expect("it starts");
+        let mut child = role(&[], "writer", &home.dir()).env(START, start.to_string()).spawn().expect("it starts");
         let mut lines = BufReader::new(child.stdout.take().expect("it is piped"));
         let mut line = String::new();
         let mut opening = false;
@@ -160,45 +139,26 @@ fn every_acknowledged_commit_survives_kill_9() {
             // Looked at without being repaired: the next writer finds what this one left.
             check(&home.options()).unwrap_or_else(|error| panic!("round {round}: {error}"));
         } else if round % 3 == 1 {
-            let store = DiskStore::open(&home.options())
-                .unwrap_or_else(|error| panic!("round {round}: {error}"));
+            let store = DiskStore::open(&home.options()).unwrap_or_else(|error| panic!("round {round}: {error}"));
             for (name, n) in &acknowledged {
-                let entry = store
-                    .get(&key(name))
-                    .unwrap_or_else(|| panic!("round {round}: {name} is lost"));
+                let entry = store.get(&key(name)).unwrap_or_else(|| panic!("round {round}: {name} is lost"));
                 let (head, tail) = entry.value.split_first_chunk().expect("it has a number");
                 let found = usize::from_le_bytes(*head);
-                assert!(
-                    found >= *n,
-                    "round {round}: {name} fell back from {n} to {found}"
-                );
+                assert!(found >= *n, "round {round}: {name} fell back from {n} to {found}");
                 assert_eq!(tail, value(found, length(found)), "round {round}: {name}");
             }
         }
         start = acknowledged.values().max().map_or(0, |n| n + 100);
     }
-    assert!(
-        acknowledged.len() >= WRITERS * KEYS / 2,
-        "{}",
-        acknowledged.len()
-    );
+    assert!(acknowledged.len() >= WRITERS * KEYS / 2, "{}", acknowledged.len());
     let store = home.open();
-    assert!(
-        acknowledged
-            .keys()
-            .all(|name| store.get(&key(name)).is_some())
-    );
+    assert!(acknowledged.keys().all(|name| store.get(&key(name)).is_some()));
 }
 
 fn sequence(dir: &Path) {
     let store = DiskStore::open(&Options::new(dir)).expect("it opens");
     for n in 0..30 {
-        commit(
-            &store,
-            vec![put("a", value(n, length(n)))],
-            Durability::Durable,
-        )
-        .expect("it commits");
+        commit(&store, vec![put("a", value(n, length(n)))], Durability::Durable).expect("it commits");
         say(&format!("ack {n}"));
     }
     store.close().expect("it closes");
@@ -209,23 +169,12 @@ fn a_durable_commit_is_acknowledged_after_the_sync_of_the_database() {
     let home = Home::new();
     let trace = home.path().join("trace");
     let to = trace.to_string_lossy().into_owned();
-    let wrapper = [
-        "strace",
-        "-f",
-        "-y",
-        "-e",
-        "trace=pwrite64,fdatasync,write",
-        "-o",
-        &to,
-    ];
+    let wrapper = ["strace", "-f", "-y", "-e", "trace=pwrite64,fdatasync,write", "-o", &to];
     let traced = role(&wrapper, "sequence", &home.dir()).output();
     let worked = traced.as_ref().is_ok_and(|output| output.status.success());
     if !worked {
         assert!(
-            !Command::new("strace")
-                .args(["-o", "/dev/null", "true"])
-                .status()
-                .is_ok_and(|s| s.success()),
+            !Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|s| s.success()),
             "strace works, but not with the store: {traced:?}"
         );
         eprintln!("SKIPPED: the order of system calls, as strace is not available");
@@ -247,11 +196,7 @@ fn a_durable_commit_is_acknowledged_after_the_sync_of_the_database() {
                 continue;
             }
         }
-        let begun = if call.starts_with("<... ") {
-            unfinished.remove(pid).unwrap_or(call)
-        } else {
-            call
-        };
+        let begun = if call.starts_with("<... ") { unfinished.remove(pid).unwrap_or(call) } else { call };
         let on_database = begun.contains("/sled/db>") || begun.contains("/sled.new/db>");
         if begun.starts_with("pwrite64(") && on_database {
             (written, synced) = (true, false);
@@ -300,11 +245,7 @@ fn filler(dir: &Path) {
             assert!(n < 100_000, "the disk never fills");
             let name = n.to_string();
             let content = value(n, if round % 2 == 0 { 20_000 } else { 900 });
-            let durability = if n % 2 == 0 {
-                Durability::Durable
-            } else {
-                Durability::Crash
-            };
+            let durability = if n % 2 == 0 { Durability::Durable } else { Durability::Crash };
             match commit(&store, vec![put(&name, content.clone())], durability) {
                 Ok(_) => expected.insert(name, content),
                 Err(error) => break error,
@@ -313,11 +254,7 @@ fn filler(dir: &Path) {
         assert!(matches!(failure, Error::ReadOnly { .. }), "{failure:?}");
         assert!(matches!(store.health(), Health::ReadOnly { .. }));
         let all_there = || {
-            expected.iter().all(|(name, content)| {
-                store
-                    .get(&key(name))
-                    .is_some_and(|entry| entry.value == *content)
-            })
+            expected.iter().all(|(name, content)| store.get(&key(name)).is_some_and(|entry| entry.value == *content))
         };
         assert!(all_there(), "reads go on, and show what was acknowledged");
         assert_eq!(store.list("").entries.len(), expected.len());
@@ -327,9 +264,7 @@ fn filler(dir: &Path) {
         assert_eq!(store.revision(), revision);
 
         fs::remove_file(&ballast).expect("it can be removed");
-        wait_for("the disk to be taken again", || {
-            store.health() == Health::Ok
-        });
+        wait_for("the disk to be taken again", || store.health() == Health::Ok);
         assert_eq!(store.revision(), revision);
         let mut watch = store.watch("", revision).expect("the history goes on");
         let name = n.to_string();
@@ -352,10 +287,7 @@ fn filler(dir: &Path) {
 fn a_full_disk_makes_the_store_read_only_until_there_is_room() {
     let home = Home::new();
     // In a mount namespace of its own, which ends with the process, and the disk with it.
-    let mount = format!(
-        "mount -t tmpfs -o size=48m none {} && exec \"$@\"",
-        home.path().display()
-    );
+    let mount = format!("mount -t tmpfs -o size=48m none {} && exec \"$@\"", home.path().display());
     let wrapper = ["unshare", "--mount", "sh", "-c", &mount, "sh"];
     let possible = Command::new(wrapper[0])
         .args(&wrapper[1..])
@@ -367,16 +299,7 @@ fn a_full_disk_makes_the_store_read_only_until_there_is_room() {
         eprintln!("SKIPPED: the full disk, as mounting one is not permitted");
         return;
     }
-    let output = role(&wrapper, "filler", home.path())
-        .stderr(Stdio::piped())
-        .output()
-        .expect("it starts");
-    let (out, err) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    assert!(
-        output.status.success() && out.contains("filled"),
-        "{out}\n{err}"
-    );
+    let output = role(&wrapper, "filler", home.path()).stderr(Stdio::piped()).output().expect("it starts");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && out.contains("filled"), "{out}\n{err}");
 }

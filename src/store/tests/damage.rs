@@ -8,8 +8,8 @@ use std::time::SystemTime;
 
 use common::{Home, commit, contents, copy, key, put, value};
 use ostler_store::{
-    BackupError, DiskStore, Durability, Expect, Occupied, Op, OpenError, Options, Snapshot, Store,
-    backup, check, restore,
+    BackupError, DiskStore, Durability, Expect, Occupied, Op, OpenError, Options, Snapshot, Store, backup, check,
+    restore,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -21,26 +21,16 @@ fn populate(store: &DiskStore) -> Snapshot {
         let op = put(&(n % 80).to_string(), value(n, length));
         commit(store, vec![op], Durability::Crash).expect("it commits");
     }
-    let ops = (0..5)
-        .map(|n| Op::delete(key(&n.to_string()), Expect::Any))
-        .collect();
+    let ops = (0..5).map(|n| Op::delete(key(&n.to_string()), Expect::Any)).collect();
     commit(store, ops, Durability::Durable).expect("it commits");
     store.list("")
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Damage {
-    Flip {
-        byte: prop::sample::Index,
-        bit: u8,
-    },
-    Truncate {
-        to: prop::sample::Index,
-    },
-    Zero {
-        from: prop::sample::Index,
-        length: usize,
-    },
+    Flip { byte: prop::sample::Index, bit: u8 },
+    Truncate { to: prop::sample::Index },
+    Zero { from: prop::sample::Index, length: usize },
     Remove,
 }
 
@@ -59,10 +49,7 @@ impl Damage {
         let before = fs::read(path).expect("the file can be read");
         let mut bytes = before.clone();
         // The end of the file is often untouched space: what is written lies before.
-        let used = bytes
-            .iter()
-            .rposition(|byte| *byte != 0)
-            .map_or(0, |last| last + 1);
+        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         match self {
             Self::Remove => {
                 fs::remove_file(path).expect("the file can be removed");
@@ -96,55 +83,36 @@ fn damage_copies(
     cases: u32,
     judge: impl Fn(&str, Result<Snapshot, OpenError>) -> Result<(), TestCaseError>,
 ) {
-    let mut runner = TestRunner::new(Config {
-        cases,
-        failure_persistence: None,
-        max_shrink_iters: 0,
-        ..Config::default()
+    let mut runner =
+        TestRunner::new(Config { cases, failure_persistence: None, max_shrink_iters: 0, ..Config::default() });
+    let result = runner.run(&(any::<prop::sample::Index>(), damage()), |(which, damage)| {
+        let victim = Home::new();
+        copy(home.path(), victim.path());
+        let mut candidates = files(&victim.dir().join("sled"));
+        candidates.push(victim.dir().join("head"));
+        candidates.sort();
+        // Most of it all is in the one big file.
+        let pick = which.index(candidates.len() * 3);
+        let path = candidates.get(pick).cloned().unwrap_or_else(|| victim.dir().join("sled/db"));
+        if !damage.inflict(&path) {
+            return Ok(());
+        }
+        let name = path.strip_prefix(victim.path()).unwrap_or(&path);
+        let what = format!("{damage:?} of {}", name.display());
+        let before = contents(&victim.dir());
+        let opened = DiskStore::open(&victim.options()).map(|store| store.list(""));
+        if let Err(error) = &opened {
+            prop_assert!(contents(&victim.dir()) == before, "{what} was made worse: {error}");
+            let OpenError::Damaged { newest_backup, .. } = error else {
+                return Err(TestCaseError::fail(format!("{what}: {error:?}")));
+            };
+            prop_assert!(newest_backup.is_some(), "{what}: {error}");
+            // Finding out offline says the same.
+            prop_assert!(matches!(check(&victim.options()), Err(OpenError::Damaged { .. })), "{what}");
+            prop_assert!(contents(&victim.dir()) == before, "{what} was made worse by the check");
+        }
+        judge(&what, opened)
     });
-    let result = runner.run(
-        &(any::<prop::sample::Index>(), damage()),
-        |(which, damage)| {
-            let victim = Home::new();
-            copy(home.path(), victim.path());
-            let mut candidates = files(&victim.dir().join("sled"));
-            candidates.push(victim.dir().join("head"));
-            candidates.sort();
-            // Most of it all is in the one big file.
-            let pick = which.index(candidates.len() * 3);
-            let path = candidates
-                .get(pick)
-                .cloned()
-                .unwrap_or_else(|| victim.dir().join("sled/db"));
-            if !damage.inflict(&path) {
-                return Ok(());
-            }
-            let name = path.strip_prefix(victim.path()).unwrap_or(&path);
-            let what = format!("{damage:?} of {}", name.display());
-            let before = contents(&victim.dir());
-            let opened = DiskStore::open(&victim.options()).map(|store| store.list(""));
-            if let Err(error) = &opened {
-                prop_assert!(
-                    contents(&victim.dir()) == before,
-                    "{what} was made worse: {error}"
-                );
-                let OpenError::Damaged { newest_backup, .. } = error else {
-                    return Err(TestCaseError::fail(format!("{what}: {error:?}")));
-                };
-                prop_assert!(newest_backup.is_some(), "{what}: {error}");
-                // Finding out offline says the same.
-                prop_assert!(
-                    matches!(check(&victim.options()), Err(OpenError::Damaged { .. })),
-                    "{what}"
-                );
-                prop_assert!(
-                    contents(&victim.dir()) == before,
-                    "{what} was made worse by the check"
-                );
-            }
-            judge(&what, opened)
-        },
-    );
     if let Err(failure) = result {
         panic!("{failure}");
     }
@@ -191,11 +159,7 @@ fn damage_to_a_killed_store_is_refused_unless_nothing_is_lost() {
             expected.revision,
         ))),
     });
-    assert!(
-        refused.get() >= 10,
-        "only {} of the damages had an effect",
-        refused.get()
-    );
+    assert!(refused.get() >= 10, "only {} of the damages had an effect", refused.get());
 }
 
 #[test]
@@ -212,23 +176,14 @@ fn a_tail_cut_off_a_killed_store_is_noticed_although_the_rest_is_consistent() {
     fs::remove_dir_all(late.dir().join("sled")).expect("it can be removed");
     copy(&early.dir().join("sled"), &late.dir().join("sled"));
     let error = DiskStore::open(&late.options()).err();
-    assert!(
-        matches!(error, Some(OpenError::Damaged { .. })),
-        "{error:?}"
-    );
-    assert!(
-        DiskStore::open(&early.options()).is_ok(),
-        "while that one is whole"
-    );
+    assert!(matches!(error, Some(OpenError::Damaged { .. })), "{error:?}");
+    assert!(DiskStore::open(&early.options()).is_ok(), "while that one is whole");
 }
 
 #[test]
 fn a_good_store_passes_the_check_whether_closed_or_killed() {
     let home = Home::new();
-    assert!(matches!(
-        check(&home.options()),
-        Err(OpenError::Missing { .. })
-    ));
+    assert!(matches!(check(&home.options()), Err(OpenError::Missing { .. })));
     assert!(!home.dir().exists(), "a check creates nothing");
     let store = home.open();
     let expected = populate(&store);
@@ -257,34 +212,19 @@ fn a_running_store_can_be_backed_up_and_restored_elsewhere() {
     let store = home.open();
     let expected = populate(&store);
     let to = home.path().join("by-hand");
-    assert_eq!(
-        store.backup(&to).expect("it can be written"),
-        expected.revision
-    );
+    assert_eq!(store.backup(&to).expect("it can be written"), expected.revision);
     let again = store.backup(&to);
-    assert!(
-        matches!(again, Err(BackupError::Io { .. })),
-        "nothing is overwritten: {again:?}"
-    );
+    assert!(matches!(again, Err(BackupError::Io { .. })), "nothing is overwritten: {again:?}");
 
     let other = Home::new();
     let restored = restore(&to, &other.options(), Occupied::Refuse).expect("it can be restored");
-    assert_eq!(
-        (restored.entries, restored.moved_to),
-        (expected.entries.len(), None)
-    );
+    assert_eq!((restored.entries, restored.moved_to), (expected.entries.len(), None));
     let store = other.open();
     assert_eq!(store.list("").entries, expected.entries);
     assert_eq!(store.revision(), restored.revision);
-    assert!(
-        restored.revision > expected.revision + (1 << 31),
-        "no revision is given out twice"
-    );
+    assert!(restored.revision > expected.revision + (1 << 31), "no revision is given out twice");
     let watch = store.watch("", expected.revision);
-    assert!(
-        watch.is_err(),
-        "who remembers the lost store must list again"
-    );
+    assert!(watch.is_err(), "who remembers the lost store must list again");
 }
 
 #[test]
@@ -301,33 +241,18 @@ fn a_restore_refuses_to_overwrite_and_moves_aside_when_told() {
     let damaged = contents(&home.dir());
 
     let refused = restore(&from, &home.options(), Occupied::Refuse);
-    assert!(
-        matches!(refused, Err(OpenError::Occupied { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(OpenError::Occupied { .. })), "{refused:?}");
     assert!(contents(&home.dir()) == damaged);
 
-    let restored =
-        restore(&from, &home.options(), Occupied::MoveAside).expect("it can be restored");
+    let restored = restore(&from, &home.options(), Occupied::MoveAside).expect("it can be restored");
     let aside = restored.moved_to.expect("it was moved");
-    assert!(
-        aside.to_string_lossy().contains("store.damaged-"),
-        "{}",
-        aside.display()
-    );
+    assert!(aside.to_string_lossy().contains("store.damaged-"), "{}", aside.display());
     let names = |files: std::collections::BTreeMap<PathBuf, Vec<u8>>, below: &Path| -> Vec<_> {
-        let relative = |(path, bytes): (PathBuf, Vec<u8>)| {
-            (
-                path.strip_prefix(below).expect("it is below").to_owned(),
-                bytes,
-            )
-        };
+        let relative =
+            |(path, bytes): (PathBuf, Vec<u8>)| (path.strip_prefix(below).expect("it is below").to_owned(), bytes);
         files.into_iter().map(relative).collect()
     };
-    assert!(
-        names(contents(&aside), &aside) == names(damaged, &home.dir()),
-        "it was kept as it was"
-    );
+    assert!(names(contents(&aside), &aside) == names(damaged, &home.dir()), "it was kept as it was");
     assert_eq!(home.open().list("").entries, expected.entries);
 }
 
@@ -339,10 +264,7 @@ fn a_restore_of_a_store_in_use_is_refused() {
     let to = home.path().join("by-hand");
     store.backup(&to).expect("it can be written");
     let refused = restore(&to, &home.options(), Occupied::MoveAside);
-    assert!(
-        matches!(refused, Err(OpenError::Locked { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(OpenError::Locked { .. })), "{refused:?}");
 }
 
 #[test]
@@ -399,11 +321,7 @@ fn a_creation_killed_at_any_step_counts_as_an_empty_directory() {
 fn every_changed_byte_of_a_backup_is_noticed() {
     let home = Home::new();
     let store = home.open();
-    let ops = vec![
-        put("text", "grüße\n\"quoted\""),
-        put("binary", vec![0xff, 0, 1]),
-        put("empty", ""),
-    ];
+    let ops = vec![put("text", "grüße\n\"quoted\""), put("binary", vec![0xff, 0, 1]), put("empty", "")];
     commit(&store, ops, Durability::Crash).expect("it commits");
     let good = home.path().join("good");
     store.backup(&good).expect("it can be written");
@@ -426,10 +344,7 @@ fn every_changed_byte_of_a_backup_is_noticed() {
     assert!(backup::verify(&bad).is_err());
     let newer = text.replacen("\"version\":1", "\"version\":2", 1);
     fs::write(&bad, newer).expect("it can be written");
-    assert!(matches!(
-        backup::verify(&bad),
-        Err(BackupError::Format { found: 2, .. })
-    ));
+    assert!(matches!(backup::verify(&bad), Err(BackupError::Format { found: 2, .. })));
 }
 
 #[test]
@@ -440,17 +355,12 @@ fn the_newest_backup_that_is_good_is_named() {
     let dir = home.path().join("elsewhere");
     fs::create_dir(&dir).expect("it can be created");
     for revision in [5, 6] {
-        store
-            .backup(&backup::path_for(&dir, revision))
-            .expect("it can be written");
+        store.backup(&backup::path_for(&dir, revision)).expect("it can be written");
     }
     fs::write(backup::path_for(&dir, 7), "half a back").expect("it can be written");
     drop(store);
     fs::remove_file(home.dir().join("head")).expect("it can be removed");
-    let options = Options {
-        backups: Some(dir.clone()),
-        ..home.options()
-    };
+    let options = Options { backups: Some(dir.clone()), ..home.options() };
     let Err(OpenError::Damaged { newest_backup, .. }) = DiskStore::open(&options) else {
         panic!("the damage went unnoticed");
     };

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use common::{Home, Temporary, commit, key, put, value};
 use ostler_store::{
-    BackupError, Commit, Compacted, DiskStore, Durability, Entry, Error, Expect, Health, Key, Op,
-    OpenError, Options, Revision, Snapshot, Store, Watch,
+    BackupError, Commit, Compacted, DiskStore, Durability, Entry, Error, Expect, Health, Key, Op, OpenError, Options,
+    Revision, Snapshot, Store, Watch,
 };
 use proptest::prelude::*;
 
@@ -57,12 +57,7 @@ fn everything_is_there_after_closing_and_opening() {
         let op = put(&n.to_string(), value(n, n * 50));
         commit(&store, vec![op], Durability::Lazy).expect("it commits");
     }
-    commit(
-        &store,
-        vec![Op::delete(key("7"), Expect::Any)],
-        Durability::Crash,
-    )
-    .expect("it commits");
+    commit(&store, vec![Op::delete(key("7"), Expect::Any)], Durability::Crash).expect("it commits");
     let before = store.list("");
     store.close().expect("it closes");
     drop(store);
@@ -78,16 +73,9 @@ fn a_store_is_opened_by_one_at_a_time() {
     let home = Home::new();
     let store = home.open();
     let second = DiskStore::open(&home.options());
-    assert!(
-        matches!(second, Err(OpenError::Locked { .. })),
-        "{:?}",
-        second.err()
-    );
+    assert!(matches!(second, Err(OpenError::Locked { .. })), "{:?}", second.err());
     let checked = ostler_store::check(&home.options());
-    assert!(
-        matches!(checked, Err(OpenError::Locked { .. })),
-        "{checked:?}"
-    );
+    assert!(matches!(checked, Err(OpenError::Locked { .. })), "{checked:?}");
     drop(store);
     home.open();
 }
@@ -103,12 +91,7 @@ fn a_newer_format_is_refused_by_name_and_left_alone() {
     let crc = crc32fast::hash(line.as_bytes());
     std::fs::write(&head, format!("{line} crc32 {crc:08x}\n")).expect("it can be written");
     let before = common::contents(&home.dir());
-    let Err(OpenError::Format {
-        found: 2,
-        supported: 1,
-        ..
-    }) = DiskStore::open(&home.options())
-    else {
+    let Err(OpenError::Format { found: 2, supported: 1, .. }) = DiskStore::open(&home.options()) else {
         panic!("the format was not refused");
     };
     assert_eq!(common::contents(&home.dir()), before);
@@ -118,10 +101,7 @@ fn a_newer_format_is_refused_by_name_and_left_alone() {
 fn revisions_skip_ahead_after_a_reboot_and_only_then() {
     let home = Home::new();
     let booted = |id: &str| {
-        let options = Options {
-            boot_id: Some(id.to_owned()),
-            ..home.options()
-        };
+        let options = Options { boot_id: Some(id.to_owned()), ..home.options() };
         DiskStore::open(&options).expect("it opens")
     };
     let store = booted("one");
@@ -131,10 +111,7 @@ fn revisions_skip_ahead_after_a_reboot_and_only_then() {
     assert_eq!(booted("two").revision(), 1 + (1 << 20));
     let store = booted("two");
     assert_eq!(store.revision(), 1 + (1 << 20));
-    assert!(
-        store.watch("", 1).is_err(),
-        "what was seen before may have been undone"
-    );
+    assert!(store.watch("", 1).is_err(), "what was seen before may have been undone");
     assert_eq!(store.get(&key("a")).map(|entry| entry.revision), Some(1));
     let next = commit(&store, vec![put("a", "2")], Durability::Durable);
     assert_eq!(next.ok(), Some(2 + (1 << 20)));
@@ -162,27 +139,19 @@ fn a_durable_commit_takes_lingering_ones_along_at_once() {
 fn lazy_commits_share_a_batch_and_are_not_forgotten() {
     let store = Temporary::new(64);
     let begin = Instant::now();
-    let commits: Vec<_> = (0..50)
-        .map(|n| store.commit(vec![put("a", n.to_string())], Durability::Lazy))
-        .collect();
+    let commits: Vec<_> = (0..50).map(|n| store.commit(vec![put("a", n.to_string())], Durability::Lazy)).collect();
     for commit in commits {
         commit.wait_blocking().expect("it commits");
     }
     // Generous: each of them waiting its 20 ms would take a second.
-    assert!(
-        begin.elapsed() < Duration::from_millis(900),
-        "{:?}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() < Duration::from_millis(900), "{:?}", begin.elapsed());
 }
 
 #[test]
 fn the_largest_commit_fits() {
     let home = Home::new();
     let store = home.open();
-    let ops = (0..16)
-        .map(|n| put(&n.to_string(), value(n, 1 << 20)))
-        .collect();
+    let ops = (0..16).map(|n| put(&n.to_string(), value(n, 1 << 20))).collect();
     assert_eq!(commit(&store, ops, Durability::Durable).ok(), Some(1));
     let before = store.list("");
     drop(store);
@@ -196,25 +165,14 @@ fn deleting_most_of_many_entries_leaves_the_others_whole() {
     let store = home.open();
     let name = |n: usize| format!("{n:05}");
     for chunk in (0..2_000).collect::<Vec<_>>().chunks(100) {
-        let ops = chunk
-            .iter()
-            .map(|n| put(&name(*n), value(*n, 1_500)))
-            .collect();
+        let ops = chunk.iter().map(|n| put(&name(*n), value(*n, 1_500))).collect();
         commit(&store, ops, Durability::Crash).expect("it commits");
     }
     for n in (0..2_000).filter(|n| n % 16 != 0) {
-        drop(store.commit(
-            vec![Op::delete(key(&name(n)), Expect::Any)],
-            Durability::Crash,
-        ));
+        drop(store.commit(vec![Op::delete(key(&name(n)), Expect::Any)], Durability::Crash));
     }
     for n in (0..2_000).step_by(160) {
-        commit(
-            &store,
-            vec![put(&name(n), value(n + 1, 1_500))],
-            Durability::Durable,
-        )
-        .expect("it commits");
+        commit(&store, vec![put(&name(n), value(n + 1, 1_500))], Durability::Durable).expect("it commits");
     }
     let before = store.list("");
     assert_eq!(before.entries.len(), 125);
@@ -225,10 +183,7 @@ fn deleting_most_of_many_entries_leaves_the_others_whole() {
 #[test]
 fn backups_are_made_by_itself_and_the_last_three_are_kept() {
     let home = Home::new();
-    let options = Options {
-        backup_interval: Duration::ZERO,
-        ..home.options()
-    };
+    let options = Options { backup_interval: Duration::ZERO, ..home.options() };
     let store = DiskStore::open(&options).expect("it opens");
     let deadline = Instant::now() + Duration::from_secs(20);
     for n in 1..=6 {
@@ -240,20 +195,10 @@ fn backups_are_made_by_itself_and_the_last_three_are_kept() {
     }
     commit(&store, vec![put("a", "7")], Durability::Crash).expect("it commits");
     store.close().expect("it closes");
-    assert_eq!(
-        store.backup_status().last.map(|last| last.0),
-        Some(7),
-        "one at the end"
-    );
+    assert_eq!(store.backup_status().last.map(|last| last.0), Some(7), "one at the end");
     let kept = ostler_store::backup::list(&home.backups()).expect("they can be listed");
-    let revisions: Vec<_> = kept
-        .iter()
-        .map(|path| {
-            ostler_store::backup::verify(path)
-                .expect("it is good")
-                .revision
-        })
-        .collect();
+    let revisions: Vec<_> =
+        kept.iter().map(|path| ostler_store::backup::verify(path).expect("it is good").revision).collect();
     assert_eq!(revisions, [7, 6, 5]);
 }
 

@@ -13,8 +13,5 @@ fn a_commit_is_ready_without_a_runtime_or_a_second_thread() {
     let mut commit = std::pin::pin!(store.commit(vec![op], Durability::Lazy));
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     let polled = std::future::Future::poll(commit.as_mut(), &mut context);
-    assert!(
-        matches!(polled, std::task::Poll::Ready(Ok(1))),
-        "{polled:?}"
-    );
+    assert!(matches!(polled, std::task::Poll::Ready(Ok(1))), "{polled:?}");
 }

@@ -256,7 +256,9 @@ impl Planner<'_> {
 
     fn record_end(&mut self, attempt: &Attempt) {
         let (exit, at, reboot, error) = match &attempt.state {
-            AttemptState::FailedToStart(error) => (ExitStatus::Error(error.message.clone()), error.at, false, Some(error)),
+            AttemptState::FailedToStart(error) => {
+                (ExitStatus::Error(error.message.clone()), error.at, false, Some(error))
+            }
             AttemptState::Ended { status, at, reboot } => (status.clone(), *at, *reboot, None),
             AttemptState::Running | AttemptState::LeaderExited { .. } | AttemptState::Stuck => return,
         };
@@ -417,8 +419,11 @@ impl Planner<'_> {
         };
         let status = &mut self.plan.status;
         let begun = status.stopping.is_some();
-        let stopping =
-            status.stopping.get_or_insert_with(|| Stopping { since: now, reason: reason.unwrap_or(StopReason::Stopped), kill_at: now + grace });
+        let stopping = status.stopping.get_or_insert_with(|| Stopping {
+            since: now,
+            reason: reason.unwrap_or(StopReason::Stopped),
+            kill_at: now + grace,
+        });
         // The latest reason decides what follows the end; a deletion in a hurry shortens the wait.
         if let Some(reason) = reason
             && !(reason == StopReason::LeaderExited && stopping.reason != StopReason::LeaderExited)

@@ -279,8 +279,7 @@ fn gives_up_after_exactly_max_retries() {
 #[test]
 fn the_breaker_opens_tries_once_and_closes() {
     let breaker = json!({"failures": 3, "window": "60s", "cooldown": "5m"});
-    let mut world =
-        World::new(&json!({"circuitBreaker": breaker, "backoff": {"initial": "0s", "jitter": 0.0}}));
+    let mut world = World::new(&json!({"circuitBreaker": breaker, "backoff": {"initial": "0s", "jitter": 0.0}}));
     world.settle();
     for _ in 0..3 {
         world.end(ExitStatus::Code(1));
@@ -466,7 +465,8 @@ fn a_lost_status_is_recovered_from_custody() {
     let mut world = World::new(&json!({}));
     world.settle();
     // The status after the start was never written; custody knows better.
-    world.instance.status = InstanceStatus { revision: world.instance.spec.revision.clone(), ..InstanceStatus::default() };
+    world.instance.status =
+        InstanceStatus { revision: world.instance.spec.revision.clone(), ..InstanceStatus::default() };
     world.settle();
     assert_eq!((world.spawned.len(), world.instance.status.attempt), (1, 1));
     assert_eq!(world.phase().0, Phase::Running);

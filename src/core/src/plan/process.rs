@@ -165,7 +165,9 @@ fn publish(plan: &mut Plan, process: &Process, goal: &Goal, wanted: &BTreeMap<u3
     status.ready_replicas = count(&|instance| instance.status.ready);
     status.available_replicas = status.ready_replicas;
     let updated = count(&|instance| {
-        goal.is_current(instance) && instance.status.revision == goal.revision && instance.status.restarted_at >= goal.restarted_at
+        goal.is_current(instance)
+            && instance.status.revision == goal.revision
+            && instance.status.restarted_at >= goal.restarted_at
     });
     status.updated_replicas = updated;
     let current_ready = count(&|instance| goal.is_current(instance) && is_available(instance));

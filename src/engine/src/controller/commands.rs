@@ -292,7 +292,12 @@ impl<D: Driver> Controller<D> {
                     Action::Start => "start",
                 };
                 let phase = entry.object.status.phase.name();
-                return Err(ActError::Illegal { instance: target.clone(), action, phase, reason: "being deleted".to_owned() });
+                return Err(ActError::Illegal {
+                    instance: target.clone(),
+                    action,
+                    phase,
+                    reason: "being deleted".to_owned(),
+                });
             }
         }
         let mut results = Vec::with_capacity(ids.len());
@@ -386,7 +391,9 @@ impl<D: Driver> Controller<D> {
         let busy = !self.custody.synced
             || self.queue.has_ready()
             || self.world.instances.values().any(|entry| {
-                entry.object.status.is_live() || entry.observed.starting.is_some() || !entry.observed.attempts.is_empty()
+                entry.object.status.is_live()
+                    || entry.observed.starting.is_some()
+                    || !entry.observed.attempts.is_empty()
             });
         (!busy && self.writer.is_idle()).then_some(Ended::Shutdown)
     }

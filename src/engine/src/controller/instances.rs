@@ -243,7 +243,9 @@ impl<D: Driver> Controller<D> {
         for (id, _) in written {
             let stored = self.store.get(&instance_key(&id));
             let Some(entry) = self.world.instances.get_mut(&id) else { continue };
-            if let Some(old) = stored.and_then(|stored| serde_json::from_slice::<ostler_core::kinds::Instance>(&stored.value).ok()) {
+            if let Some(old) =
+                stored.and_then(|stored| serde_json::from_slice::<ostler_core::kinds::Instance>(&stored.value).ok())
+            {
                 entry.object.spec = old.spec;
                 entry.changed();
                 self.writer.mark(&id);

@@ -18,8 +18,8 @@ use ostler_store::{Store, Watch, WatchEnded};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-pub use self::commands::{ActError, Acted, Action, Handle, InstanceRef, Overview};
 use self::commands::Command;
+pub use self::commands::{ActError, Acted, Action, Handle, InstanceRef, Overview};
 use self::recorder::Recorder;
 pub use self::recovery::StartFailed;
 use self::world::{Id, World};
@@ -106,7 +106,8 @@ impl<D: Driver> Controller<D> {
     /// Recovers everything the store knows, and prepares to run. The handle is for the API.
     pub async fn new(start: Start<D>) -> Result<(Self, Handle), StartFailed> {
         let (sender, commands) = mpsc::channel(256);
-        let recovery::Recovered { world, processes, namespaces } = recovery::recover(&start.store, &start.clock).await?;
+        let recovery::Recovered { world, processes, namespaces } =
+            recovery::recover(&start.store, &start.clock).await?;
         let controller = Self {
             writer: Writer::new(Arc::clone(&start.store)),
             recorder: Recorder::new(Arc::clone(&start.store)),

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use ostler_core::kinds::{Instance, InstanceSpec, InstanceStatus, PortNumber, Process};
 use ostler_core::object::key;
-use ostler_core::plan::process::{instance_name, plan};
 use ostler_core::plan::Note;
+use ostler_core::plan::process::{instance_name, plan};
 use ostler_core::{Kind, Metadata, OwnerReference, Timestamp};
 use ostler_store::{Durability, Expect, Op};
 use tracing::warn;
@@ -57,7 +57,11 @@ impl<D: Driver> Controller<D> {
         let expect = Expect::Revision(entry.revision);
         if plan.remove {
             entry.writing = true;
-            self.writer.commit(vec![Op::delete(store_key, expect)], Durability::Crash, Ticket::Process(process_id.clone()));
+            self.writer.commit(
+                vec![Op::delete(store_key, expect)],
+                Durability::Crash,
+                Ticket::Process(process_id.clone()),
+            );
         } else if plan.status != entry.object.status {
             entry.object.status = plan.status;
             let Ok(value) = serde_json::to_vec(&entry.object) else { return };
@@ -182,11 +186,9 @@ impl<D: Driver> Controller<D> {
         for port in &template.ports {
             let number = match port.port {
                 PortNumber::Fixed(number) => Some(number.get()),
-                PortNumber::Auto(_) => spec
-                    .ports
-                    .get(&port.name)
-                    .copied()
-                    .or_else(|| ports::choose(hash(&[instance, &port.name]), taken)),
+                PortNumber::Auto(_) => {
+                    spec.ports.get(&port.name).copied().or_else(|| ports::choose(hash(&[instance, &port.name]), taken))
+                }
             };
             if let Some(number) = number {
                 taken.insert(number);

@@ -18,7 +18,9 @@ use crate::driver::Driver;
 #[derive(Debug, thiserror::Error)]
 pub enum StartFailed {
     /// An object in the store is not of a shape this version knows.
-    #[error("the store holds {key}, which this version cannot read: {source}; start the version that wrote it, or restore a backup")]
+    #[error(
+        "the store holds {key}, which this version cannot read: {source}; start the version that wrote it, or restore a backup"
+    )]
     Unreadable {
         /// Its key.
         key: String,
@@ -69,9 +71,8 @@ pub(crate) async fn recover(store: &Arc<dyn Store>, clock: &Clock) -> Result<Rec
         }
     }
     info!(processes = world.processes.len(), instances = world.instances.len(), "recovered");
-    let watch = |kind: Kind| {
-        store.watch(&prefix(kind), snapshot.revision).map_err(|why| StartFailed::Store(why.to_string()))
-    };
+    let watch =
+        |kind: Kind| store.watch(&prefix(kind), snapshot.revision).map_err(|why| StartFailed::Store(why.to_string()));
     Ok(Recovered { processes: watch(Kind::Process)?, namespaces: watch(Kind::Namespace)?, world })
 }
 

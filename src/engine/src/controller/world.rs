@@ -100,7 +100,8 @@ impl World {
             }
             (Kind::Process, EventKind::Put(value)) => {
                 if let Ok(object) = serde_json::from_slice(value) {
-                    self.processes.insert(id.clone(), ProcessEntry { object, revision: event.revision, writing: false });
+                    self.processes
+                        .insert(id.clone(), ProcessEntry { object, revision: event.revision, writing: false });
                 }
                 Request::Process(id)
             }
@@ -168,7 +169,9 @@ impl World {
                     !entry.object.metadata.is_deleting() && entry.forget.is_empty() && entry.stored == entry.version
                 }
                 Phase::Backoff => status.next_start_at.is_some(),
-                Phase::Pending | Phase::Starting | Phase::Stopping | Phase::Stuck | Phase::Lost | Phase::Unknown => false,
+                Phase::Pending | Phase::Starting | Phase::Stopping | Phase::Stuck | Phase::Lost | Phase::Unknown => {
+                    false
+                }
             }
         };
         self.instances.iter().filter(|(_, entry)| !at_rest(entry)).map(|(id, _)| id.clone()).collect()
@@ -178,10 +181,11 @@ impl World {
     pub(crate) fn ports(&self) -> HashSet<u16> {
         use ostler_core::kinds::PortNumber;
         let kept = self.instances.values().flat_map(|entry| entry.object.spec.ports.values().copied());
-        let named = self.processes.values().flat_map(|entry| &entry.object.spec.ports).filter_map(|port| match port.port {
-            PortNumber::Fixed(number) => Some(number.get()),
-            PortNumber::Auto(_) => None,
-        });
+        let named =
+            self.processes.values().flat_map(|entry| &entry.object.spec.ports).filter_map(|port| match port.port {
+                PortNumber::Fixed(number) => Some(number.get()),
+                PortNumber::Auto(_) => None,
+            });
         kept.chain(named).collect()
     }
 

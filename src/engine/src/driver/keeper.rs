@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ostler_keeper::wire::{self, Channel, command, report};
-use tokio::io::{Interest, Ready};
 use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, Ready};
 use tracing::{error, info, warn};
 
 use super::{Driver, DriverEvent};

@@ -24,7 +24,7 @@ const RESTART_MOST: Duration = Duration::from_secs(5);
 const DISCONNECTED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a controller may take to end when the keeper does.
-const END_PATIENCE: Duration = Duration::from_secs(5);
+const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The kernel limits how many descriptors may be under way; when to try again.
 const DESCRIPTOR_RETRY: Duration = Duration::from_millis(10);
@@ -308,7 +308,8 @@ impl Keeper {
             return;
         };
         let Some(pidfd) = &process.pidfd else { return };
-        if !sys::wait_readable(pidfd.as_fd(), END_PATIENCE) {
+        if !sys::wait_readable(pidfd.as_fd(), END_PATIENCE) && process.is_child {
+            // Only our own: one that merely used us is its parent's business.
             let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
             sys::wait_readable(pidfd.as_fd(), END_PATIENCE);
         }

@@ -336,45 +336,52 @@ impl Keeper {
 fn try_out(launcher: &mut Launcher, root: &Root) -> io::Result<()> {
     let name = format!("probe.{}", std::process::id());
     root.make(&name)?;
-    let result = (|| {
-        let null = sys::open_null()?;
-        let (directory, procs);
-        let join = match root.version {
-            Version::V2 => {
-                directory = root.directory(&name)?;
-                Join::Into(directory.as_fd())
-            }
-            Version::V1 { .. } => {
-                procs = root.procs(&name)?;
-                Join::Procs(procs.as_fd())
-            }
-        };
-        let outcome = launcher.launch(&Program {
-            candidates: &[],
-            argv: &[],
-            env: &[],
-            working_dir: &c"/".to_owned(),
-            uid: None,
-            gid: None,
-            groups: None,
-            umask: None,
-            limits: &[],
-            no_new_privileges: false,
-            nice: None,
-            oom_score_adj: None,
-            stdout: null.as_fd(),
-            stderr: null.as_fd(),
-            join,
-            dies_with_keeper_before_exec: true,
-        });
-        match outcome {
-            Err(error) if error.stage == crate::wire::spawn_error::Stage::Exec => Ok(()),
-            Err(error) => Err(error.error),
-            Ok(_) => Err(io::ErrorKind::Other.into()),
-        }
-    })();
+    let could = launcher.bears_into_groups();
+    let mut result = enter(launcher, root, &name);
+    if result.is_err() && could && !launcher.bears_into_groups() {
+        // Only now it is known that this kernel has no clone3: children have to walk in.
+        result = enter(launcher, root, &name);
+    }
     let _ = root.remove(&name);
     result
+}
+
+fn enter(launcher: &mut Launcher, root: &Root, name: &str) -> io::Result<()> {
+    let null = sys::open_null()?;
+    let (directory, procs);
+    let join = match root.version {
+        Version::V2 if launcher.bears_into_groups() => {
+            directory = root.directory(name)?;
+            Join::Into(directory.as_fd())
+        }
+        Version::V2 | Version::V1 { .. } => {
+            procs = root.procs(name)?;
+            Join::Procs(procs.as_fd())
+        }
+    };
+    let outcome = launcher.launch(&Program {
+        candidates: &[],
+        argv: &[],
+        env: &[],
+        working_dir: &c"/".to_owned(),
+        uid: None,
+        gid: None,
+        groups: None,
+        umask: None,
+        limits: &[],
+        no_new_privileges: false,
+        nice: None,
+        oom_score_adj: None,
+        stdout: null.as_fd(),
+        stderr: null.as_fd(),
+        join,
+        dies_with_keeper_before_exec: true,
+    });
+    match outcome {
+        Err(error) if error.stage == crate::wire::spawn_error::Stage::Exec => Ok(()),
+        Err(error) => Err(error.error),
+        Ok(_) => Err(io::ErrorKind::Other.into()),
+    }
 }
 
 /// A [`Config`] without its `start`.

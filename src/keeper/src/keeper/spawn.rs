@@ -253,11 +253,11 @@ impl Keeper {
         let join = match root {
             None => Join::Stay,
             Some(root) => match root.version {
-                Version::V2 => {
+                Version::V2 if self.launcher.bears_into_groups() => {
                     directory = root.directory(name).map_err(cgroup_failure)?;
                     Join::Into(directory.as_fd())
                 }
-                Version::V1 { .. } => {
+                Version::V2 | Version::V1 { .. } => {
                     procs = root.procs(name).map_err(cgroup_failure)?;
                     Join::Procs(procs.as_fd())
                 }

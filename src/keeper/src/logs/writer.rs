@@ -286,30 +286,26 @@ impl Log {
         let sequence = sequences(directory)?.last().copied().unwrap_or(0).max(self.sequence) + 1;
         let create =
             |path: &Path| OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
-        let path = log_path(directory, sequence);
-        let log = match create(&path) {
+        // The index first: whoever sees the file finds what its bytes are.
+        let index_path = index_path(directory, sequence);
+        let index = match create(&index_path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-                create(&path)?
+                create(&index_path)?
             }
             result => result?,
         };
-        fail::point("rotate-created");
-        let index_path = index_path(directory, sequence);
-        let index = create(&index_path).and_then(|index| {
-            index.write_all_at(&INDEX_HEADER, 0)?;
-            Ok(index)
-        });
-        let index = match index {
-            Ok(index) => index,
+        fail::point("rotate-indexed");
+        let log = index.write_all_at(&INDEX_HEADER, 0).and_then(|()| create(&log_path(directory, sequence)));
+        let log = match log {
+            Ok(log) => log,
             Err(error) => {
-                // Without this, each retry on a full disk would leave another empty pair.
-                let _ = fs::remove_file(&path);
+                // The next attempt would use it again, but there may be none.
                 let _ = fs::remove_file(&index_path);
                 return Err(error);
             }
         };
-        fail::point("rotate-indexed");
+        fail::point("rotate-created");
         self.sequence = sequence;
         self.size = 0;
         self.index_size = RECORD as u64;
@@ -342,8 +338,8 @@ impl Log {
                         .is_ok_and(|modified| oldest.is_some_and(|oldest| modified < oldest))
             };
             if sequence != self.sequence && (position < surplus || is_old()) {
-                let _ = fs::remove_file(index_path(directory, sequence));
                 let _ = fs::remove_file(&path);
+                let _ = fs::remove_file(index_path(directory, sequence));
             }
         }
     }

@@ -147,6 +147,11 @@ impl Launcher {
         Ok(Self { stack, slots, null, reset: ignored, has_clone3: cfg!(target_arch = "x86_64"), shares_descriptors })
     }
 
+    /// Whether children can be born into a group of cgroup v2.
+    pub(crate) fn bears_into_groups(&self) -> bool {
+        self.has_clone3
+    }
+
     /// Starts the program, or says why not.
     pub(crate) fn launch(&mut self, program: &Program<'_>) -> Result<Launched, LaunchError> {
         let failed = |stage, error| LaunchError { stage, error, candidate: 0 };
@@ -433,5 +438,49 @@ unsafe fn fail(shared: &mut Shared, stage: Stage) -> ! {
         shared.errno = *libc::__errno_location();
         shared.stage = stage as i32;
         libc::_exit(127)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd as _;
+
+    #[test]
+    fn without_clone3_processes_start_and_fail_all_the_same() {
+        let mut launcher = Launcher::new(vec![libc::SIGPIPE]).unwrap();
+        for (has_clone3, shares_descriptors) in [(true, true), (false, true), (false, false)] {
+            launcher.has_clone3 &= has_clone3;
+            launcher.shares_descriptors &= shares_descriptors;
+            let (reader, writer) = io::pipe().unwrap();
+            let mut program = Program {
+                candidates: &[c"/no/such".into(), c"/bin/sh".into()],
+                argv: &[c"sh".into(), c"-c".into(), c"echo $A; exit 3".into()],
+                env: &[c"A=b".into()],
+                working_dir: &c"/".into(),
+                uid: None,
+                gid: None,
+                groups: None,
+                umask: None,
+                limits: &[],
+                no_new_privileges: true,
+                nice: None,
+                oom_score_adj: None,
+                stdout: writer.as_fd(),
+                stderr: writer.as_fd(),
+                join: Join::Stay,
+                dies_with_keeper_before_exec: false,
+            };
+            let launched = launcher.launch(&program).unwrap();
+            let nowhere = [c"/no/such".into()];
+            program.candidates = &nowhere;
+            let error = launcher.launch(&program).unwrap_err();
+            assert_eq!(error.stage, Stage::Exec);
+            assert_eq!(error.error.raw_os_error(), Some(libc::ENOENT));
+            drop(writer);
+            assert_eq!(io::read_to_string(reader).unwrap(), "b\n");
+            assert!(super::super::wait_readable(launched.pidfd.as_fd(), std::time::Duration::from_secs(30)));
+            super::super::collect(launched.pid);
+        }
     }
 }

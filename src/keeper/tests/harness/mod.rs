@@ -257,6 +257,7 @@ pub(crate) struct Daemon {
     pub(crate) relay_pid: i32,
     ids: Vec<String>,
     replacements: Vec<i32>,
+    group: Option<PathBuf>,
 }
 
 impl Daemon {
@@ -275,6 +276,7 @@ impl Daemon {
             relay_pid: 0,
             ids: Vec::new(),
             replacements: Vec::new(),
+            group: None,
         }
     }
 
@@ -308,7 +310,10 @@ impl Daemon {
         program.envs(self.env.iter().copied());
         self.process = Some(program.spawn().unwrap());
         let mut client = self.accept();
-        client.wait_snapshot();
+        let hello = client.wait_snapshot();
+        if hello.cgroup_mode != "none" {
+            self.group = Some(hello.cgroup_detail.into());
+        }
         client
     }
 
@@ -332,6 +337,13 @@ impl Daemon {
         }
         self.relay = Some(stream);
         Client::new(Channel::new(fds.remove(0)))
+    }
+
+    /// As a controller that ends, and takes the keeper with it.
+    pub(crate) fn shutdown(&mut self, client: &mut Client) {
+        client.tell(Shutdown { exit_code: 0 });
+        self.relay = None;
+        client.wait_closed();
     }
 
     /// kill -9 of the controller.
@@ -451,32 +463,19 @@ impl Drop for Daemon {
             }
         }
         // The groups go with what lived in them.
-        for base in ["unified", "pids", "freezer", "systemd"] {
-            let Ok(roots) = fs::read_dir(Path::new("/sys/fs/cgroup").join(base)) else {
-                continue;
-            };
-            for root in roots.flatten() {
-                if !root.file_name().to_string_lossy().starts_with("ostler-") {
-                    continue;
+        let Some(root) = &self.group else { return };
+        for group in fs::read_dir(root).into_iter().flatten().flatten() {
+            for _ in 0..200 {
+                // Whatever was just at its exec, and showed no marker.
+                let procs = fs::read_to_string(group.path().join("cgroup.procs")).unwrap_or_default();
+                procs.lines().filter_map(|pid| pid.parse().ok()).for_each(kill_9);
+                let is_file = group.file_type().is_ok_and(|kind| kind.is_file());
+                if is_file || fs::remove_dir(group.path()).is_ok() {
+                    break;
                 }
-                for group in fs::read_dir(root.path()).into_iter().flatten().flatten() {
-                    let name = group.file_name().to_string_lossy().into_owned();
-                    if self.ids.iter().any(|id| name.starts_with(&format!("{id}."))) {
-                        for _ in 0..200 {
-                            if fs::remove_dir(group.path()).is_ok() {
-                                break;
-                            }
-                            std::thread::sleep(Duration::from_millis(2));
-                        }
-                        let _ = fs::remove_dir(root.path());
-                    }
-                }
+                std::thread::sleep(Duration::from_millis(2));
             }
         }
+        let _ = fs::remove_dir(root);
     }
-}
-
-pub(crate) fn shutdown(client: &mut Client) {
-    client.tell(Shutdown { exit_code: 0 });
-    client.wait_closed();
 }

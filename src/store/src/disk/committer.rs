@@ -100,9 +100,7 @@ impl Queue {
                 None if waiting.closing => return None,
                 None => wake,
                 Some(oldest) => {
-                    let lingers = waiting.prompt == 0
-                        && waiting.jobs.len() < GROUP_COMMITS
-                        && !waiting.closing;
+                    let lingers = waiting.prompt == 0 && waiting.jobs.len() < GROUP_COMMITS && !waiting.closing;
                     let linger_end = oldest.submitted + LINGER;
                     if !lingers || linger_end <= Instant::now() {
                         return Some(take_group(&mut waiting));
@@ -111,19 +109,13 @@ impl Queue {
                 }
             };
             waiting = match until {
-                None => self
-                    .arrived
-                    .wait(waiting)
-                    .unwrap_or_else(PoisonError::into_inner),
+                None => self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner),
                 Some(until) => {
                     let left = until.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return Some(Vec::new());
                     }
-                    self.arrived
-                        .wait_timeout(waiting, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
+                    self.arrived.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0
                 }
             };
         }
@@ -175,26 +167,13 @@ impl Committer {
         head: HeadFile,
     ) -> Self {
         signals.set_database(files.handle());
-        Self {
-            shared,
-            queue,
-            signals,
-            layout,
-            cache_bytes,
-            files: Some(files),
-            head,
-            refusing: None,
-        }
+        Self { shared, queue, signals, layout, cache_bytes, files: Some(files), head, refusing: None }
     }
 
     /// Runs until the queue is closed and drained; returns why the end is not clean, if it is not.
     pub(crate) fn run(mut self) -> Result<(), Error> {
         while let Some(group) = self.queue.next(self.refusing.as_ref().map(|r| r.try_again)) {
-            if self
-                .refusing
-                .as_ref()
-                .is_some_and(|r| r.try_again <= Instant::now())
-            {
+            if self.refusing.as_ref().is_some_and(|r| r.try_again <= Instant::now()) {
                 self.recover();
             }
             self.commit(group);
@@ -210,9 +189,7 @@ impl Committer {
             let why = Arc::clone(&refusing.why);
             return refuse(group.into_iter(), &why);
         }
-        let durable = group
-            .iter()
-            .any(|job| job.durability == Durability::Durable);
+        let durable = group.iter().any(|job| job.durability == Durability::Durable);
         let state = self.shared.read();
         let mut staging = Staging::on(&state);
         let mut decided = Vec::with_capacity(group.len());
@@ -253,11 +230,7 @@ impl Committer {
         if durable {
             files.sync()?;
         }
-        let synced = if files.is_synced() {
-            staged.revision
-        } else {
-            self.head.head.durable
-        };
+        let synced = if files.is_synced() { staged.revision } else { self.head.head.durable };
         if !staged.events.is_empty() || files.is_synced() != was_synced {
             self.head.update(staged.revision, synced)?;
         }
@@ -268,19 +241,9 @@ impl Committer {
     fn refuse_because(&mut self, broken: &Broken) -> Arc<str> {
         let dir = self.layout.dir.display();
         let why: Arc<str> = format!("cannot write to {dir}: {}", broken.why()).into();
-        let since = self
-            .refusing
-            .as_ref()
-            .map_or_else(SystemTime::now, |refusing| refusing.since);
-        self.signals.set_health(Health::ReadOnly {
-            why: why.to_string(),
-            since,
-        });
-        self.refusing = Some(Refusing {
-            why: Arc::clone(&why),
-            since,
-            try_again: Instant::now() + RETRY,
-        });
+        let since = self.refusing.as_ref().map_or_else(SystemTime::now, |refusing| refusing.since);
+        self.signals.set_health(Health::ReadOnly { why: why.to_string(), since });
+        self.refusing = Some(Refusing { why: Arc::clone(&why), since, try_again: Instant::now() + RETRY });
         why
     }
 
@@ -310,10 +273,7 @@ impl Committer {
             .entries
             .into_iter()
             .map(|entry| {
-                let stored = Stored {
-                    value: entry.value,
-                    revision: entry.revision,
-                };
+                let stored = Stored { value: entry.value, revision: entry.revision };
                 (entry.key, stored)
             })
             .collect();
@@ -351,16 +311,12 @@ impl Committer {
         synced
             .and_then(|()| Ok(self.head.update(revision, revision)?))
             .and_then(|()| Ok(witness::mark_clean(&self.layout.dir, &self.layout.files())?))
-            .map_err(|broken| Error::ReadOnly {
-                why: broken.why().into(),
-            })
+            .map_err(|broken| Error::ReadOnly { why: broken.why().into() })
     }
 }
 
 fn refuse(jobs: impl Iterator<Item = Job>, why: &Arc<str>) {
     for job in jobs {
-        job.answer(Err(Error::ReadOnly {
-            why: Arc::clone(why),
-        }));
+        job.answer(Err(Error::ReadOnly { why: Arc::clone(why) }));
     }
 }

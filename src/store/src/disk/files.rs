@@ -99,9 +99,7 @@ pub(crate) fn contained<T>(run: impl FnOnce() -> Result<T, Broken>) -> Result<T,
             .or_else(|| payload.downcast_ref::<&str>().copied())
             .unwrap_or("unknown panic");
         let first = message.lines().next().unwrap_or_default();
-        Err(Broken::Damage(format!(
-            "the database cannot be read: {first}"
-        )))
+        Err(Broken::Damage(format!("the database cannot be read: {first}")))
     })
 }
 
@@ -123,11 +121,7 @@ impl Files {
     /// ruled out before.
     pub(crate) fn open(dir: &Path, cache_bytes: u64) -> Result<(Self, Index), Broken> {
         let (db, index, meta) = contained(|| {
-            let db = sled::Config::new()
-                .path(dir)
-                .cache_capacity(cache_bytes)
-                .flush_every_ms(None)
-                .open()?;
+            let db = sled::Config::new().path(dir).cache_capacity(cache_bytes).flush_every_ms(None).open()?;
             let (index, meta) = load(&db)?;
             Ok((db, index, meta))
         })?;
@@ -169,17 +163,9 @@ impl Files {
     }
 
     /// Makes the files hold exactly `wanted`, whatever they hold.
-    pub(crate) fn reconcile(
-        &mut self,
-        found: &Index,
-        wanted: &Index,
-        revision: crate::Revision,
-    ) -> Result<(), Broken> {
+    pub(crate) fn reconcile(&mut self, found: &Index, wanted: &Index, revision: crate::Revision) -> Result<(), Broken> {
         let mut batch = Batch::default();
-        let mut meta = Meta {
-            revision,
-            ..Meta::default()
-        };
+        let mut meta = Meta { revision, ..Meta::default() };
         // Removals first: a longer value's leftover pieces must not take the new ones with them.
         for (key, stored) in found {
             if wanted.get(key) != Some(stored) {
@@ -221,9 +207,7 @@ impl Files {
         if self.blobs_changed != Some(changed) {
             witness::sync_tree(&blobs)?;
             // Time stamps are coarse: another file could appear within the same tick.
-            let settled = changed
-                .elapsed()
-                .is_ok_and(|age| age > Duration::from_millis(100));
+            let settled = changed.elapsed().is_ok_and(|age| age > Duration::from_millis(100));
             self.blobs_changed = settled.then_some(changed);
         }
         self.log.sync_data()?;
@@ -269,31 +253,21 @@ fn load(db: &sled::Db) -> Result<(Index, Meta), Broken> {
     };
     let meta = Meta::decode(&meta).map_err(Broken::Damage)?;
     let mut index = Index::new();
-    let mut found = Meta {
-        revision: meta.revision,
-        ..Meta::default()
-    };
+    let mut found = Meta { revision: meta.revision, ..Meta::default() };
     for item in db.scan_prefix([record::ENTRY]) {
         let (name, value) = item?;
         let (key, stored) = record::decode(&name, value, |name| db.get(name))?;
         if stored.revision > meta.revision {
-            return Err(Broken::Damage(format!(
-                "{key} is newer than the whole store"
-            )));
+            return Err(Broken::Damage(format!("{key} is newer than the whole store")));
         }
         found.add(&key, &stored.value);
         index.insert(key, stored);
     }
     if found.count != meta.count {
-        return Err(Broken::Damage(format!(
-            "{} entries are recorded, {} were found",
-            meta.count, found.count
-        )));
+        return Err(Broken::Damage(format!("{} entries are recorded, {} were found", meta.count, found.count)));
     }
     if found.sum != meta.sum {
-        return Err(Broken::Damage(
-            "some entries are not those that were written last".to_owned(),
-        ));
+        return Err(Broken::Damage("some entries are not those that were written last".to_owned()));
     }
     Ok((index, meta))
 }

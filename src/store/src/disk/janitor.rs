@@ -84,11 +84,7 @@ impl Signals {
     }
 
     pub(crate) fn writing(&self, begins: bool) {
-        let since = if begins {
-            self.start.elapsed().as_millis() as u64 + 1
-        } else {
-            0
-        };
+        let since = if begins { self.start.elapsed().as_millis() as u64 + 1 } else { 0 };
         self.writing_since.store(since, Ordering::Relaxed);
         if begins && !self.active.swap(true, Ordering::AcqRel) {
             self.notify();
@@ -119,23 +115,14 @@ impl Signals {
         let state = self.lock();
         let state = if busy {
             // Being woken for every write would cost more than looking once in a while.
-            self.wake
-                .wait_timeout_while(state, LOOK, |state| !state.closing)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0
+            self.wake.wait_timeout_while(state, LOOK, |state| !state.closing).unwrap_or_else(PoisonError::into_inner).0
         } else {
             let idle = |state: &mut State| !state.closing && !self.active.load(Ordering::Acquire);
             match due {
-                None => self
-                    .wake
-                    .wait_while(state, idle)
-                    .unwrap_or_else(PoisonError::into_inner),
+                None => self.wake.wait_while(state, idle).unwrap_or_else(PoisonError::into_inner),
                 Some(due) => {
                     let left = due.saturating_duration_since(Instant::now());
-                    self.wake
-                        .wait_timeout_while(state, left, idle)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
+                    self.wake.wait_timeout_while(state, left, idle).unwrap_or_else(PoisonError::into_inner).0
                 }
             }
         };
@@ -173,9 +160,7 @@ impl Janitor {
                     unstick(&database);
                 }
             }
-            if Instant::now() >= not_before
-                && self.signals.backup_wanted.swap(false, Ordering::AcqRel)
-            {
+            if Instant::now() >= not_before && self.signals.backup_wanted.swap(false, Ordering::AcqRel) {
                 if self.back_up().is_err() {
                     self.signals.backup_wanted.store(true, Ordering::Release);
                 }
@@ -204,10 +189,7 @@ impl Keeping {
         let mut state = signals.lock();
         match made {
             Ok(revision) => {
-                state.backup = BackupStatus {
-                    last: Some((revision, SystemTime::now())),
-                    error: None,
-                };
+                state.backup = BackupStatus { last: Some((revision, SystemTime::now())), error: None };
                 Ok(())
             }
             Err(error) => {
@@ -222,13 +204,7 @@ impl Keeping {
 }
 
 fn write_and_prune(shared: &Shared, dir: &Path, keep: usize) -> Result<Revision, BackupError> {
-    let io = |action: &'static str| {
-        move |source| BackupError::Io {
-            action,
-            path: dir.to_owned(),
-            source,
-        }
-    };
+    let io = |action: &'static str| move |source| BackupError::Io { action, path: dir.to_owned(), source };
     create_dir(dir).map_err(io("create"))?;
     let snapshot = shared.list("");
     let path = backup::path_for(dir, snapshot.revision);

@@ -85,35 +85,21 @@ pub fn restore(from: &Path, options: &Options, occupied: Occupied) -> Result<Res
     // Held until the end, so that no daemon starts in between.
     let _lock = match (in_the_way, occupied) {
         (true, Occupied::Refuse) => {
-            return Err(OpenError::Occupied {
-                dir: layout.dir.clone(),
-            });
+            return Err(OpenError::Occupied { dir: layout.dir.clone() });
         }
         (true, Occupied::MoveAside) => Some(opening::lock(&layout)?),
         (false, _) => None,
     };
 
-    let building = Layout {
-        dir: layout.restoring(),
-        backups: layout.backups.clone(),
-    };
+    let building = Layout { dir: layout.restoring(), backups: layout.backups.clone() };
     put_leftovers_aside(&layout).map_err(building.io("clear"))?;
     opening::create_dir(&building.dir).map_err(building.io("create"))?;
-    let opened = opening::create(
-        &building,
-        options.cache_bytes,
-        &boot_id,
-        opening::lock(&building)?,
-        &snapshot,
-    )?;
+    let opened = opening::create(&building, options.cache_bytes, &boot_id, opening::lock(&building)?, &snapshot)?;
     let wanted: Index = snapshot
         .entries
         .into_iter()
         .map(|entry| {
-            let stored = crate::core::Stored {
-                value: entry.value,
-                revision: entry.revision,
-            };
+            let stored = crate::core::Stored { value: entry.value, revision: entry.revision };
             (entry.key, stored)
         })
         .collect();
@@ -132,14 +118,8 @@ pub fn restore(from: &Path, options: &Options, occupied: Occupied) -> Result<Res
     } else {
         None
     };
-    fs::rename(&building.dir, &layout.dir)
-        .and_then(|()| sync_parent(&layout.dir))
-        .map_err(&rename)?;
-    Ok(Restored {
-        revision: snapshot.revision,
-        entries: wanted.len(),
-        moved_to,
-    })
+    fs::rename(&building.dir, &layout.dir).and_then(|()| sync_parent(&layout.dir)).map_err(&rename)?;
+    Ok(Restored { revision: snapshot.revision, entries: wanted.len(), moved_to })
 }
 
 fn is_occupied(dir: &Path) -> io::Result<bool> {
@@ -161,10 +141,7 @@ fn put_leftovers_aside(layout: &Layout) -> io::Result<()> {
 }
 
 fn aside(dir: &Path) -> PathBuf {
-    let seconds = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     (0..u32::MAX)
         .map(|n| {
             let mut name = dir.as_os_str().to_owned();

@@ -35,10 +35,7 @@ pub(crate) struct Layout {
 
 impl Layout {
     pub(crate) fn new(dir: &Path, backups: Option<&Path>) -> Self {
-        Self {
-            dir: dir.to_owned(),
-            backups: backups.map_or_else(|| dir.with_file_name("backup"), Path::to_owned),
-        }
+        Self { dir: dir.to_owned(), backups: backups.map_or_else(|| dir.with_file_name("backup"), Path::to_owned) }
     }
 
     pub(crate) fn files(&self) -> PathBuf {
@@ -58,19 +55,11 @@ impl Layout {
 
     pub(crate) fn io(&self, action: &'static str) -> impl Fn(io::Error) -> OpenError + use<> {
         let path = self.dir.clone();
-        move |source| OpenError::Io {
-            action,
-            path: path.clone(),
-            source,
-        }
+        move |source| OpenError::Io { action, path: path.clone(), source }
     }
 
     pub(crate) fn damaged(&self, why: impl Into<String>) -> OpenError {
-        OpenError::Damaged {
-            dir: self.dir.clone(),
-            why: why.into(),
-            newest_backup: backup::newest_good(&self.backups),
-        }
+        OpenError::Damaged { dir: self.dir.clone(), why: why.into(), newest_backup: backup::newest_good(&self.backups) }
     }
 
     fn broken(&self, broken: Broken) -> OpenError {
@@ -122,44 +111,23 @@ pub(crate) fn open(layout: &Layout, cache_bytes: u64, boot_id: &str) -> Result<O
             return create(layout, cache_bytes, boot_id, lock, &Snapshot::default());
         }
     }
-    let (mut files, index) =
-        Files::open(&layout.files(), cache_bytes).map_err(|e| layout.broken(e))?;
+    let (mut files, index) = Files::open(&layout.files(), cache_bytes).map_err(|e| layout.broken(e))?;
     let mut revision = files.meta().revision;
     behind(layout, &head, revision, boot_id)?;
     let head = if head.boot_id == boot_id {
         HeadFile::open(&layout.dir, head)
     } else {
         revision += REBOOT_SKIP;
-        files
-            .reconcile(&index, &index, revision)
-            .and_then(|()| files.sync())
-            .map_err(|e| layout.broken(e))?;
-        let head = Head {
-            format: FORMAT,
-            boot_id: boot_id.to_owned(),
-            persisted: revision,
-            durable: revision,
-        };
+        files.reconcile(&index, &index, revision).and_then(|()| files.sync()).map_err(|e| layout.broken(e))?;
+        let head = Head { format: FORMAT, boot_id: boot_id.to_owned(), persisted: revision, durable: revision };
         HeadFile::create(&layout.dir, head)
     };
-    Ok(Opened {
-        files,
-        head: head.map_err(layout.io("write to"))?,
-        index,
-        revision,
-        lock,
-    })
+    Ok(Opened { files, head: head.map_err(layout.io("write to"))?, index, revision, lock })
 }
 
 /// Checks a store without changing it.
-pub(crate) fn check(
-    layout: &Layout,
-    cache_bytes: u64,
-    boot_id: &str,
-) -> Result<Checked, OpenError> {
-    let missing = || OpenError::Missing {
-        dir: layout.dir.clone(),
-    };
+pub(crate) fn check(layout: &Layout, cache_bytes: u64, boot_id: &str) -> Result<Checked, OpenError> {
+    let missing = || OpenError::Missing { dir: layout.dir.clone() };
     if !layout.dir.exists() {
         return Err(missing());
     }
@@ -172,11 +140,7 @@ pub(crate) fn check(
         Looked::Closed => (true, probe(layout, cache_bytes)?),
     };
     behind(layout, &head, revision, boot_id)?;
-    Ok(Checked {
-        closed,
-        index,
-        revision,
-    })
+    Ok(Checked { closed, index, revision })
 }
 
 /// Creates a store that holds `snapshot` in an empty directory. Whatever the instant of a crash, the directory then
@@ -192,28 +156,19 @@ pub(crate) fn create(
     let cannot = layout.io("create");
     remove_dir(&building).map_err(&cannot)?;
     // Revision 0 and no database: `look` takes this for a store that was never there.
-    let head = Head {
-        format: FORMAT,
-        boot_id: boot_id.to_owned(),
-        persisted: 0,
-        durable: 0,
-    };
+    let head = Head { format: FORMAT, boot_id: boot_id.to_owned(), persisted: 0, durable: 0 };
     let mut head = HeadFile::create(&layout.dir, head).map_err(&cannot)?;
     create_dir(&building).map_err(&cannot)?;
     let wanted: Index = snapshot
         .entries
         .iter()
         .map(|entry| {
-            let stored = Stored {
-                value: entry.value.clone(),
-                revision: entry.revision,
-            };
+            let stored = Stored { value: entry.value.clone(), revision: entry.revision };
             (entry.key.clone(), stored)
         })
         .collect();
     {
-        let (mut files, found) =
-            Files::open(&building, cache_bytes).map_err(|e| layout.broken(e))?;
+        let (mut files, found) = Files::open(&building, cache_bytes).map_err(|e| layout.broken(e))?;
         files
             .reconcile(&found, &wanted, snapshot.revision)
             .and_then(|()| files.sync())
@@ -229,13 +184,7 @@ pub(crate) fn create(
         .and_then(|()| head.update(snapshot.revision, snapshot.revision))
         .map_err(&cannot)?;
     let (files, index) = Files::open(&layout.files(), cache_bytes).map_err(|e| layout.broken(e))?;
-    Ok(Opened {
-        files,
-        head,
-        index,
-        revision: snapshot.revision,
-        lock,
-    })
+    Ok(Opened { files, head, index, revision: snapshot.revision, lock })
 }
 
 /// Takes the lock that says that this directory is in use.
@@ -249,9 +198,7 @@ pub(crate) fn lock(layout: &Layout) -> Result<File, OpenError> {
         .map_err(layout.io("lock"))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::Locked {
-            dir: layout.dir.clone(),
-        }),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { dir: layout.dir.clone() }),
         Err(TryLockError::Error(source)) => Err(layout.io("lock")(source)),
     }
 }
@@ -263,11 +210,9 @@ fn existing(layout: &Layout) -> Result<Option<Head>, OpenError> {
         _ => layout.io("read")(error),
     })?;
     match head {
-        Some(head) if head.format > FORMAT => Err(OpenError::Format {
-            dir: layout.dir.clone(),
-            found: head.format,
-            supported: FORMAT,
-        }),
+        Some(head) if head.format > FORMAT => {
+            Err(OpenError::Format { dir: layout.dir.clone(), found: head.format, supported: FORMAT })
+        }
         Some(head) => Ok(Some(head)),
         // The head is there before the database ever is.
         None if layout.files().exists() => Err(layout.damaged("the file `head` is missing")),
@@ -276,12 +221,7 @@ fn existing(layout: &Layout) -> Result<Option<Head>, OpenError> {
 }
 
 /// Convinces itself that the files can be opened in place.
-fn look(
-    layout: &Layout,
-    head: &Head,
-    cache_bytes: u64,
-    boot_id: &str,
-) -> Result<Looked, OpenError> {
+fn look(layout: &Layout, head: &Head, cache_bytes: u64, boot_id: &str) -> Result<Looked, OpenError> {
     // Left behind by a kill in the middle of checking; it is a copy.
     remove_dir(&layout.probe()).map_err(layout.io("write to"))?;
     let files = layout.files();
@@ -329,17 +269,10 @@ fn probe(layout: &Layout, cache_bytes: u64) -> Result<(Index, Revision), OpenErr
 }
 
 /// Refuses files that hold less than what had been acknowledged.
-fn behind(
-    layout: &Layout,
-    head: &Head,
-    revision: Revision,
-    boot_id: &str,
-) -> Result<(), OpenError> {
+fn behind(layout: &Layout, head: &Head, revision: Revision, boot_id: &str) -> Result<(), OpenError> {
     let expected = head.at_least(boot_id);
     if revision < expected {
-        return Err(layout.damaged(format!(
-            "it ends at revision {revision}, but revision {expected} had been written"
-        )));
+        return Err(layout.damaged(format!("it ends at revision {revision}, but revision {expected} had been written")));
     }
     Ok(())
 }

@@ -71,15 +71,9 @@ impl Meta {
             return Err("the summary record fails its checksum".to_owned());
         }
         if format != FORMAT {
-            return Err(format!(
-                "the summary record has the unknown format {format}"
-            ));
+            return Err(format!("the summary record has the unknown format {format}"));
         }
-        Ok(Self {
-            revision,
-            count,
-            sum,
-        })
+        Ok(Self { revision, count, sum })
     }
 }
 
@@ -118,11 +112,7 @@ fn piece_key(key: &Key, n: usize) -> Vec<u8> {
 
 /// How many pieces a value of this length is stored in; 0 when it is stored with its entry.
 fn pieces(length: usize) -> usize {
-    if length <= PIECE_BYTES {
-        0
-    } else {
-        length.div_ceil(PIECE_BYTES)
-    }
+    if length <= PIECE_BYTES { 0 } else { length.div_ceil(PIECE_BYTES) }
 }
 
 /// Adds an event to a batch, replacing whatever the batch says of the key so far.
@@ -250,11 +240,7 @@ mod tests {
 
     #[test]
     fn the_summary_survives_a_round_trip_and_notices_every_flipped_bit() {
-        let meta = Meta {
-            revision: 7,
-            count: 3,
-            sum: u64::MAX,
-        };
+        let meta = Meta { revision: 7, count: 3, sum: u64::MAX };
         let bytes = meta.encode();
         assert_eq!(Meta::decode(&bytes), Ok(meta));
         for bit in 0..bytes.len() * 8 {
@@ -289,9 +275,7 @@ mod tests {
         };
         let name = entry_key(&key);
         let nothing = |_: &[u8]| Ok(None);
-        assert!(
-            matches!(decode(&name, record.clone().into(), nothing), Ok((k, s)) if k == key && s.value == "value")
-        );
+        assert!(matches!(decode(&name, record.clone().into(), nothing), Ok((k, s)) if k == key && s.value == "value"));
         for bit in 0..record.len() * 8 {
             let mut flipped = record.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);

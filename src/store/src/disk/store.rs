@@ -13,8 +13,8 @@ use super::opening::{self, Layout, Opened};
 use super::witness;
 use crate::core::{DEFAULT_HISTORY, Shared, validate};
 use crate::{
-    BackupError, Commit, Compacted, Durability, Entry, Error, Health, Key, Op, OpenError, Revision,
-    Snapshot, Store, Watch, backup,
+    BackupError, Commit, Compacted, Durability, Entry, Error, Health, Key, Op, OpenError, Revision, Snapshot, Store,
+    Watch, backup,
 };
 
 /// Where a store is and how it is kept.
@@ -92,13 +92,8 @@ impl DiskStore {
     /// that was not closed (kill -9, power loss) is checked in a copy first.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
         let layout = options.layout();
-        let Opened {
-            files,
-            head,
-            index,
-            revision,
-            lock,
-        } = opening::open(&layout, options.cache_bytes, &options.boot_id()?)?;
+        let Opened { files, head, index, revision, lock } =
+            opening::open(&layout, options.cache_bytes, &options.boot_id()?)?;
         let shared = Shared::new(index, revision, options.history);
         let queue = Arc::new(Queue::default());
         let signals = Arc::new(Signals::new());
@@ -108,11 +103,7 @@ impl DiskStore {
             interval: options.backup_interval,
         };
         let io = layout.io("start the threads of the store in");
-        let janitor = Janitor {
-            shared: Arc::clone(&shared),
-            signals: Arc::clone(&signals),
-            keeping: keeping.clone(),
-        };
+        let janitor = Janitor { shared: Arc::clone(&shared), signals: Arc::clone(&signals), keeping: keeping.clone() };
         let committer = Committer::new(
             Arc::clone(&shared),
             Arc::clone(&queue),
@@ -122,13 +113,8 @@ impl DiskStore {
             files,
             head,
         );
-        let janitor = Builder::new()
-            .name("store-janitor".to_owned())
-            .spawn(move || janitor.run())
-            .map_err(&io)?;
-        let committer = Builder::new()
-            .name("store-committer".to_owned())
-            .spawn(move || committer.run());
+        let janitor = Builder::new().name("store-janitor".to_owned()).spawn(move || janitor.run()).map_err(&io)?;
+        let committer = Builder::new().name("store-committer".to_owned()).spawn(move || committer.run());
         let committer = match committer {
             Ok(committer) => committer,
             Err(error) => {
@@ -142,11 +128,7 @@ impl DiskStore {
             queue,
             signals,
             keeping,
-            running: Mutex::new(Some(Running {
-                committer,
-                janitor,
-                _lock: lock,
-            })),
+            running: Mutex::new(Some(Running { committer, janitor, _lock: lock })),
         })
     }
 
@@ -156,11 +138,7 @@ impl DiskStore {
     }
 
     fn stop(&self) -> Result<(), Error> {
-        let running = self
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(running) = running else {
             return Ok(());
         };
@@ -200,12 +178,7 @@ impl Store for DiskStore {
             return Commit::known(Err(error));
         }
         let (answer, outcome) = oneshot::channel();
-        let job = Job {
-            ops,
-            durability,
-            answer,
-            submitted: Instant::now(),
-        };
+        let job = Job { ops, durability, answer, submitted: Instant::now() };
         match self.queue.push(job) {
             Ok(()) => Commit::pending(outcome),
             Err(_) => Commit::known(Err(Error::Closed)),

@@ -30,11 +30,7 @@ pub(crate) struct Head {
 impl Head {
     /// The least revision that an undamaged store has, given the kernel that runs now.
     pub(crate) fn at_least(&self, boot_id: &str) -> Revision {
-        if self.boot_id == boot_id {
-            self.persisted
-        } else {
-            self.durable
-        }
+        if self.boot_id == boot_id { self.persisted } else { self.durable }
     }
 
     fn encode(&self) -> String {
@@ -52,17 +48,7 @@ impl Head {
             return None;
         }
         let words: Vec<_> = line.split(' ').collect();
-        let [
-            "ostler-store",
-            format,
-            "boot",
-            boot_id,
-            "persisted",
-            persisted,
-            "durable",
-            durable,
-        ] = words[..]
-        else {
+        let ["ostler-store", format, "boot", boot_id, "persisted", persisted, "durable", durable] = words[..] else {
             return None;
         };
         Some(Self {
@@ -138,11 +124,7 @@ fn inventory(files: &Path) -> io::Result<String> {
             length += read;
         }
         let name = path.strip_prefix(files).unwrap_or(&path);
-        lines.push(format!(
-            "{:08x} {length} {}\n",
-            crc.finalize(),
-            name.display()
-        ));
+        lines.push(format!("{:08x} {length} {}\n", crc.finalize(), name.display()));
     }
     lines.sort_unstable();
     let text = lines.concat();
@@ -164,12 +146,7 @@ pub(crate) enum Clean {
 pub(crate) fn check_clean(dir: &Path, files: &Path) -> io::Result<Clean> {
     let recorded = match fs::read_to_string(dir.join("clean")) {
         Ok(text) => text,
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::InvalidData
-            ) =>
-        {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
             return Ok(Clean::Unknown);
         }
         Err(error) => return Err(error),
@@ -177,9 +154,7 @@ pub(crate) fn check_clean(dir: &Path, files: &Path) -> io::Result<Clean> {
     let whole = recorded
         .strip_suffix('\n')
         .and_then(|text| text.rsplit_once('\n'))
-        .is_some_and(|(lines, crc)| {
-            crc == format!("{:08x}", crc32fast::hash(format!("{lines}\n").as_bytes()))
-        });
+        .is_some_and(|(lines, crc)| crc == format!("{:08x}", crc32fast::hash(format!("{lines}\n").as_bytes())));
     if !whole {
         return Ok(Clean::Unknown);
     }
@@ -191,15 +166,8 @@ pub(crate) fn check_clean(dir: &Path, files: &Path) -> io::Result<Clean> {
     let differs = recorded
         .lines()
         .find(|line| line.contains(' ') && !found.lines().any(|l| l == *line))
-        .map(|line| {
-            format!(
-                "the file {} is not as it was when the store was closed",
-                name(line)
-            )
-        });
-    Ok(Clean::No(differs.unwrap_or_else(|| {
-        "there are files that were not there when the store was closed".to_owned()
-    })))
+        .map(|line| format!("the file {} is not as it was when the store was closed", name(line)));
+    Ok(Clean::No(differs.unwrap_or_else(|| "there are files that were not there when the store was closed".to_owned())))
 }
 
 /// Syncs all files and records that they are whole. Nobody may have them open for writing.
@@ -254,12 +222,7 @@ pub(crate) fn walk(dir: &Path) -> io::Result<Vec<std::path::PathBuf>> {
 }
 
 pub(crate) fn create_private(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
 /// The identity of the running kernel; changes with every boot.
@@ -273,12 +236,7 @@ mod tests {
     use super::*;
 
     fn head() -> Head {
-        Head {
-            format: 1,
-            boot_id: "b00".to_owned(),
-            persisted: 12,
-            durable: 10,
-        }
+        Head { format: 1, boot_id: "b00".to_owned(), persisted: 12, durable: 10 }
     }
 
     #[test]

@@ -47,14 +47,8 @@ pub(crate) struct Temporary {
 impl Temporary {
     pub(crate) fn new(history: usize) -> Self {
         let home = Home::new();
-        let options = Options {
-            history,
-            ..home.options()
-        };
-        Self {
-            store: DiskStore::open(&options).expect("the store opens"),
-            _home: home,
-        }
+        let options = Options { history, ..home.options() };
+        Self { store: DiskStore::open(&options).expect("the store opens"), _home: home }
     }
 }
 
@@ -74,19 +68,13 @@ pub(crate) fn put(name: &str, value: impl Into<Vec<u8>>) -> Op {
     Op::put(key(name), value.into(), Expect::Any)
 }
 
-pub(crate) fn commit(
-    store: &dyn Store,
-    ops: Vec<Op>,
-    durability: Durability,
-) -> Result<Revision, Error> {
+pub(crate) fn commit(store: &dyn Store, ops: Vec<Op>, durability: Durability) -> Result<Revision, Error> {
     store.commit(ops, durability).wait_blocking()
 }
 
 /// A value of this length that differs from others.
 pub(crate) fn value(seed: usize, length: usize) -> Vec<u8> {
-    (0..length)
-        .map(|n| (n * 31 + n / 7 + seed * 17) as u8)
-        .collect()
+    (0..length).map(|n| (n * 31 + n / 7 + seed * 17) as u8).collect()
 }
 
 /// Every file below `dir` with its content.
