@@ -182,6 +182,8 @@ pub fn set_condition(conditions: &mut Vec<Condition>, mut condition: Condition, 
         *old = condition;
     } else {
         condition.last_transition_time = Some(now);
+        // There are few of them, and thousands of objects.
+        conditions.reserve_exact(1);
         conditions.push(condition);
     }
 }

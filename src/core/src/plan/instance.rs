@@ -587,6 +587,8 @@ impl Planner<'_> {
         }
         status.phase = phase;
         reason.clone_into(&mut status.reason);
+        // Most lives are short and eventless, and there are thousands of them.
+        status.history.reserve_exact(1);
         status.history.push(HistoryEntry { phase, at, reason: reason.to_owned(), message: message.clone() });
         status.message = message;
     }

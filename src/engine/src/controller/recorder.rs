@@ -95,6 +95,10 @@ impl Recorder {
                 ops.push(Op::put(key, value, Expect::Any));
             }
         }
+        if self.pending.is_empty() {
+            // A burst makes the table large, and it is empty almost always.
+            self.pending = HashMap::new();
+        }
         while self.by_time.len() > MOST {
             let Some((_, key)) = self.by_time.pop_first() else { break };
             self.times.remove(&key);

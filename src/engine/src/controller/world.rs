@@ -73,7 +73,8 @@ impl InstanceEntry {
 pub(crate) struct World {
     pub(crate) namespaces: HashMap<Id, NamespaceEntry>,
     pub(crate) processes: HashMap<Id, ProcessEntry>,
-    pub(crate) instances: HashMap<Id, InstanceEntry>,
+    /// Boxed: a table has room for up to twice as many as there are.
+    pub(crate) instances: HashMap<Id, Box<InstanceEntry>>,
     /// Uid of an instance → its id.
     pub(crate) by_uid: HashMap<Arc<str>, Id>,
     /// Id of a process → its instances by ordinal.
@@ -119,7 +120,7 @@ impl World {
         let process = self::id(&metadata.namespace, &entry.object.spec.process);
         self.by_process.entry(process).or_default().insert(entry.object.spec.ordinal, id.clone());
         self.share_template(&mut entry.object);
-        self.instances.insert(id.clone(), entry);
+        self.instances.insert(id.clone(), Box::new(entry));
         id
     }
 
@@ -135,7 +136,7 @@ impl World {
         }
     }
 
-    pub(crate) fn remove_instance(&mut self, id: &Id) -> Option<InstanceEntry> {
+    pub(crate) fn remove_instance(&mut self, id: &Id) -> Option<Box<InstanceEntry>> {
         let entry = self.instances.remove(id)?;
         let metadata = &entry.object.metadata;
         self.by_uid.remove(metadata.uid.as_str());
@@ -151,7 +152,11 @@ impl World {
 
     /// The instances of a process, by ordinal.
     pub(crate) fn instances_of(&self, process: &Id) -> impl Iterator<Item = &InstanceEntry> {
-        self.by_process.get(process).into_iter().flatten().filter_map(|(_, id)| self.instances.get(id))
+        self.by_process
+            .get(process)
+            .into_iter()
+            .flatten()
+            .filter_map(|(_, id)| self.instances.get(id).map(Box::as_ref))
     }
 
     /// How many instances a process has.

@@ -197,11 +197,11 @@ impl Committer {
             let ops = std::mem::take(&mut job.ops);
             decided.push((staging.stage(ops), job));
         }
-        let staged = staging.finish();
+        let mut staged = staging.finish();
         drop(state);
 
         self.signals.writing(true);
-        let persisted = self.persist(&staged, durable);
+        let persisted = self.persist(&mut staged, durable);
         self.signals.writing(false);
         if let Err(broken) = persisted {
             self.close_files();
@@ -219,7 +219,7 @@ impl Committer {
         }
     }
 
-    fn persist(&mut self, staged: &crate::core::Staged, durable: bool) -> Result<(), Broken> {
+    fn persist(&mut self, staged: &mut crate::core::Staged, durable: bool) -> Result<(), Broken> {
         let Some(files) = &mut self.files else {
             return Err(Broken::Damage("the database is not open".to_owned()));
         };

@@ -146,11 +146,11 @@ impl Files {
     }
 
     /// Hands the staged changes to the kernel, atomically.
-    pub(crate) fn write(&mut self, staged: &Staged) -> Result<(), Broken> {
+    pub(crate) fn write(&mut self, staged: &mut Staged) -> Result<(), Broken> {
         let mut meta = self.meta;
         meta.revision = staged.revision;
         let mut batch = Batch::default();
-        for event in &staged.events {
+        for event in &mut staged.events {
             if let Some(prior) = &event.prior {
                 meta.subtract(&event.key, prior);
             }

@@ -115,12 +115,19 @@ fn pieces(length: usize) -> usize {
     if length <= PIECE_BYTES { 0 } else { length.div_ceil(PIECE_BYTES) }
 }
 
-/// Adds an event to a batch, replacing whatever the batch says of the key so far.
-pub(crate) fn encode(event: &Event, batch: &mut Batch) {
+/// Adds an event to a batch, replacing whatever the batch says of the key so far. The value of the event becomes one
+/// that shares sled's buffer, so that sled's cache costs nothing on top of the index.
+pub(crate) fn encode(event: &mut Event, batch: &mut Batch) {
     let key = &event.key;
     let before = event.prior.as_ref().map_or(0, |prior| pieces(prior.len()));
-    let now = match &event.kind {
-        EventKind::Put(value) => put(key, value, event.revision, batch),
+    let now = match &mut event.kind {
+        EventKind::Put(value) => {
+            let (pieces, record) = put(key, value, event.revision, batch);
+            if pieces == 0 {
+                *value = Bytes::from_owner(record).slice(HEADER..);
+            }
+            pieces
+        }
         EventKind::Delete => {
             batch.remove(entry_key(key));
             0
@@ -131,8 +138,8 @@ pub(crate) fn encode(event: &Event, batch: &mut Batch) {
     }
 }
 
-/// Adds an entry to a batch and returns how many pieces it took.
-pub(crate) fn put(key: &Key, value: &[u8], revision: Revision, batch: &mut Batch) -> usize {
+/// Adds an entry to a batch and returns how many pieces it took, and its record.
+pub(crate) fn put(key: &Key, value: &[u8], revision: Revision, batch: &mut Batch) -> (usize, IVec) {
     let pieces = pieces(value.len());
     let mut record = Vec::with_capacity(HEADER + if pieces == 0 { value.len() } else { 4 });
     record.extend(entry_crc(key, revision, value).to_le_bytes());
@@ -147,8 +154,9 @@ pub(crate) fn put(key: &Key, value: &[u8], revision: Revision, batch: &mut Batch
             batch.insert(piece_key(key, n), piece);
         }
     }
-    batch.insert(entry_key(key), record);
-    pieces
+    let record = IVec::from(record);
+    batch.insert(entry_key(key), record.clone());
+    (pieces, record)
 }
 
 /// Adds the removal of an entry, and of its pieces given its length, to a batch.

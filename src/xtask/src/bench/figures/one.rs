@@ -43,7 +43,10 @@ pub(super) fn restart(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let manifest = daemon.manifest("restart.yaml", &process("web", 1, &bench.board.command(&[]), ""))?;
     daemon.cli(&["apply", "-f", &manifest])?;
     let mut pid = bench.board.wait(before, 1, PATIENCE)?[0].pid;
-    let mut ours = Vec::new();
+    let argv = bench.board.argv(&[])?;
+    let (mut worker, _) = Workers::spawn(&bench.board, 1)?;
+    let (mut ours, mut raw) = (Vec::new(), Vec::new());
+    // In turn, so that both meet the same machine.
     for _ in 0..samples {
         std::thread::sleep(REST);
         let before = bench.board.count()?;
@@ -52,15 +55,10 @@ pub(super) fn restart(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
         let next = bench.board.wait(before, 1, PATIENCE)?[0];
         ours.push(ms(next.at.saturating_sub(killed)));
         pid = next.pid;
-    }
-    daemon.stop()?;
-    let argv = bench.board.argv(&[])?;
-    let (mut worker, _) = Workers::spawn(&bench.board, 1)?;
-    let mut raw = Vec::new();
-    for _ in 0..samples {
         std::thread::sleep(REST);
         raw.push(ms(worker.replace(&bench.board, &argv)?));
     }
+    daemon.stop()?;
     let figure = |what, share, target| {
         let mut figure = Figure::median("restart", what, "ms", Target::AtMost(target), ours.clone());
         figure.value = percentile(&ours, share);
