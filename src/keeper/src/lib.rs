@@ -27,6 +27,10 @@ pub mod wire;
 pub use error::Error;
 pub use lock::{LockError, lock};
 
+/// The exit code of a controller that cannot begin, and for which another try soon is of no use (a damaged store): when
+/// it is the first one of a daemon, the keeper ends, too.
+pub const CANNOT_BEGIN: i32 = 78;
+
 /// How to run a keeper.
 #[derive(Debug)]
 pub struct Config {

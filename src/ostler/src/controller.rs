@@ -19,9 +19,6 @@ use tracing_subscriber::EnvFilter;
 use crate::flags::{Missing, Received, Shared};
 use crate::{VERSION, story};
 
-/// The exit code of a controller that cannot begin and for which trying again soon is of no use.
-const CANNOT_BEGIN: u8 = 78;
-
 /// Why the controller's process ends early.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
@@ -50,7 +47,7 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Err(why) => {
             // Also without a subscriber: this is what the person who typed `ostler serve` has to see.
             eprintln!("error: {}", story(&why));
-            ExitCode::from(CANNOT_BEGIN)
+            ExitCode::from(u8::try_from(ostler_keeper::CANNOT_BEGIN).unwrap_or(1))
         }
     }
 }

@@ -152,11 +152,7 @@ impl World {
 
     /// The instances of a process, by ordinal.
     pub(crate) fn instances_of(&self, process: &Id) -> impl Iterator<Item = &InstanceEntry> {
-        self.by_process
-            .get(process)
-            .into_iter()
-            .flatten()
-            .filter_map(|(_, id)| self.instances.get(id).map(Box::as_ref))
+        self.by_process.get(process).into_iter().flatten().filter_map(|(_, id)| self.instances.get(id).map(Box::as_ref))
     }
 
     /// How many instances a process has.

@@ -44,6 +44,8 @@ pub(super) struct Peer {
     channel: Option<Channel>,
     /// It has said Hello: what is reported makes sense to it.
     is_greeted: bool,
+    /// Some controller of this daemon has said Hello: what ends the next ones is worth another try.
+    has_begun: bool,
     /// The socket is full; what it is watched for at present.
     is_full: bool,
     watched_for: EventFlags,
@@ -69,6 +71,7 @@ impl Peer {
         Self {
             channel: None,
             is_greeted: false,
+            has_begun: false,
             is_full: false,
             watched_for: EventFlags::empty(),
             retry_at: None,
@@ -164,6 +167,7 @@ impl Keeper {
     /// The controller to which a Hello was said by our predecessor need not say it again.
     pub(super) fn greet(&mut self) {
         self.peer.is_greeted = true;
+        self.peer.has_begun = true;
         let hello = self.hello();
         self.outbox.push_back(hello.into());
     }
@@ -255,6 +259,11 @@ impl Keeper {
         self.disconnect();
         self.peer.kill_at = None;
         if self.ending.is_some() || self.is_told_to_end() {
+            return;
+        }
+        if !self.peer.has_begun && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == crate::CANNOT_BEGIN {
+            // It has said why. Whoever started the daemon has to know that it does not run; the workloads go on.
+            self.ending = Some(1);
             return;
         }
         if lived >= PROVEN_AFTER {
