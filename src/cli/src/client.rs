@@ -19,8 +19,9 @@ use crate::kinds::Kind;
 /// A socket that refuses belongs to a daemon that has just died and is being restarted, or to none: this long it is
 /// worth asking again.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
-/// A starting daemon replaces the socket of its predecessor: for an instant there is none.
-const MISSING_FOR: Duration = Duration::from_millis(10);
+/// Without a socket there may be a daemon that was started a moment ago and has not come to making it, as in
+/// `ostler serve & ostler apply …`.
+const MISSING_FOR: Duration = Duration::from_millis(250);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Enough for logs to flow at full speed and for a thousand objects to come without waiting for an acknowledgement.
@@ -45,6 +46,8 @@ impl Client {
             let reason = if let Error::Unreachable { source, .. } = &error { Some(source.kind()) } else { None };
             let patience = match reason {
                 Some(io::ErrorKind::ConnectionRefused) => REFUSED_FOR,
+                // Somebody holds the state directory: the socket will come.
+                Some(io::ErrorKind::NotFound) if settings.is_held() => REFUSED_FOR,
                 Some(io::ErrorKind::NotFound) => MISSING_FOR,
                 Some(_) | None => Duration::ZERO,
             };

@@ -38,6 +38,19 @@ impl Settings {
         self.namespace.as_deref().unwrap_or("default")
     }
 
+    /// Whether a daemon holds the lock of the state directory. Looks without taking it even for a moment, which could
+    /// keep a daemon from starting; where the kernel does not tell, the answer is no.
+    pub(crate) fn is_held(&self) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        if self.server.is_some() {
+            return false;
+        }
+        let Ok(metadata) = std::fs::metadata(self.state_dir.join("lock")) else { return false };
+        let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return false };
+        let inode = format!(":{} ", metadata.ino());
+        locks.lines().any(|line| line.contains("FLOCK") && line.contains(&inode))
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
         self.server.clone().unwrap_or_else(|| self.state_dir.join("ostler.sock"))
     }

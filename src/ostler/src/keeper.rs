@@ -10,6 +10,9 @@ use ostler_keeper::{Config, ControllerCommand, Start};
 use crate::flags::{Received, Shared};
 use crate::{VERSION, fail};
 
+/// The longest path that a unix socket can have on Linux, without the final NUL.
+const LONGEST_SOCKET: usize = 107;
+
 /// Runs the daemon: this process is the keeper, and starts the controller.
 pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
     let program = match std::env::current_exe() {
@@ -20,6 +23,15 @@ pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
         }
     };
     let mut shared = Shared::new(args, program);
+    let socket = shared.state_dir.join("ostler.sock");
+    if socket.as_os_str().len() > LONGEST_SOCKET {
+        eprintln!(
+            "error: the path {} has {} characters, a socket may have {LONGEST_SOCKET}; use a shorter --state-dir",
+            socket.display(),
+            socket.as_os_str().len()
+        );
+        return ExitCode::FAILURE;
+    }
     match ostler_keeper::lock(&shared.state_dir) {
         Ok(lock) => {
             // Workloads run elsewhere and the daemon may be started from anywhere: no relative path survives here.

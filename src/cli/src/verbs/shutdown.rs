@@ -70,17 +70,17 @@ pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
     Ok(Exit::Ok)
 }
 
-/// Waits until nobody answers at the socket.
+/// Waits until nobody answers at the socket and the state directory is free.
 pub(crate) async fn gone(settings: &Settings, within: Duration) -> Result<(), Error> {
     let deadline = Instant::now() + within;
     loop {
         match Client::connect_once(settings).await {
-            Err(Error::Unreachable { .. }) => return Ok(()),
-            Err(error) => return Err(error),
-            Ok(_) if Instant::now() > deadline => {
+            Err(Error::Unreachable { .. }) if !settings.is_held() => return Ok(()),
+            Ok(_) | Err(Error::Unreachable { .. }) if Instant::now() > deadline => {
                 return Err(Error::Timeout("waiting for the daemon to end".into()));
             }
-            Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Ok(_) | Err(Error::Unreachable { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
+            Err(error) => return Err(error),
         }
     }
 }

@@ -406,7 +406,8 @@ impl Planner<'_> {
                 self.wake(since + policy.window);
             }
         }
-        self.enter(Phase::Running, "Running", String::new());
+        // An instance that crashes at once must not seem to have begun after its end.
+        self.enter_at(Phase::Running, "Running", String::new(), since);
     }
 
     fn stop(&mut self, attempt: &Attempt, reason: Option<StopReason>) {

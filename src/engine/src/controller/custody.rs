@@ -41,7 +41,7 @@ impl<D: Driver> Controller<D> {
                 }
                 DriverEvent::Terminate(terminate) => {
                     info!(signal = terminate.signal, "asked to end");
-                    let ending = if terminate.is_init || self.options.stop_on_terminate {
+                    let ending = if self.options.stop_on_terminate {
                         Ending::stopping(self.now() + self.options.shutdown_deadline)
                     } else {
                         Ending::leaving()

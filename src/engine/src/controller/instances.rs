@@ -168,6 +168,8 @@ impl<D: Driver> Controller<D> {
                     written.push((id.clone(), version));
                 }
             }
+            // What happened is told no later than what came of it.
+            ops.extend(self.recorder.take(BATCH));
             self.writer.commit(ops, Durability::Crash, Ticket::Records(written));
         }
     }

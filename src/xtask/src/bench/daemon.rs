@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 
 use super::board::Board;
 use super::sys;
@@ -128,11 +128,11 @@ impl<'a> Daemon<'a> {
             .args(["shutdown", "--stop-instances", "--deadline", "60s"])
             .stdin(Stdio::null())
             .output()?;
+        // A daemon that went without being asked has left its workloads behind.
+        ensure!(output.status.success(), "ostler shutdown: {}", String::from_utf8_lossy(&output.stderr).trim());
         let deadline = Instant::now() + PATIENCE;
         while child.try_wait()?.is_none() {
-            if !output.status.success() || Instant::now() > deadline {
-                bail!("the daemon does not end: {}", String::from_utf8_lossy(&output.stderr).trim());
-            }
+            ensure!(Instant::now() < deadline, "the daemon does not end");
             sys::pause();
         }
         self.child = None;
@@ -159,20 +159,20 @@ impl Drop for Daemon<'_> {
         // It may be gone already.
         let _ = child.kill();
         let _ = child.wait();
-        for began in self.bench.board.all().unwrap_or_default() {
-            if self.bench.board.owns(began.pid) {
-                let cgroups = cgroups(began.pid);
-                sys::kill(began.pid, libc::SIGKILL);
-                let deadline = Instant::now() + Duration::from_secs(5);
-                while sys::exists(began.pid) && Instant::now() < deadline {
-                    sys::pause();
-                }
-                for cgroup in cgroups {
-                    // Its parent goes with the last one in it.
-                    let _ = fs::remove_dir(&cgroup);
-                    let _ = cgroup.parent().map(fs::remove_dir);
-                }
-            }
+        let began = self.bench.board.all().unwrap_or_default();
+        let left: Vec<i32> = began.iter().map(|began| began.pid).filter(|pid| self.bench.board.owns(*pid)).collect();
+        let groups: Vec<PathBuf> = left.iter().flat_map(|pid| cgroups(*pid)).collect();
+        for pid in &left {
+            sys::kill(*pid, libc::SIGKILL);
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while left.iter().any(|pid| sys::exists(*pid)) && Instant::now() < deadline {
+            sys::pause();
+        }
+        for group in &groups {
+            // The directory above goes with the last one in it.
+            let _ = fs::remove_dir(group);
+            let _ = group.parent().map(fs::remove_dir);
         }
     }
 }
