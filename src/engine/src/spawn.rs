@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::sync::OnceLock;
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use ostler_core::Timestamp;
@@ -52,6 +53,7 @@ pub(crate) fn command(instance: &Instance, attempt: u64, now: Timestamp) -> Resu
 }
 
 /// Whom a process runs as.
+#[derive(Clone)]
 struct Identity {
     uid: u32,
     gid: u32,
@@ -63,7 +65,20 @@ struct Identity {
     shell: String,
 }
 
+/// Looks the user up; the daemon's own only once, because that is whom most processes run as.
 fn identity(spec: &ProcessSpec) -> Result<Identity, String> {
+    static OWN: OnceLock<Identity> = OnceLock::new();
+    if spec.user.is_some() || spec.group.is_some() {
+        return look_up(spec);
+    }
+    if let Some(own) = OWN.get() {
+        return Ok(own.clone());
+    }
+    let own = look_up(spec)?;
+    Ok(OWN.get_or_init(|| own).clone())
+}
+
+fn look_up(spec: &ProcessSpec) -> Result<Identity, String> {
     let lookup = |uid: Uid| User::from_uid(uid).ok().flatten();
     let user = match &spec.user {
         None => lookup(Uid::effective()),

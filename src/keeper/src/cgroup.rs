@@ -106,7 +106,13 @@ impl Root {
     }
 
     fn below(&self, group: &str) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(self.path.join(group)) else {
+        use std::os::unix::fs::MetadataExt as _;
+        let path = self.path.join(group);
+        // A directory of a cgroup file system has a link for itself, one for its name, and one for each child.
+        if fs::metadata(&path).is_ok_and(|metadata| metadata.nlink() == 2) {
+            return Vec::new();
+        }
+        let Ok(entries) = fs::read_dir(path) else {
             return Vec::new();
         };
         entries
@@ -174,8 +180,9 @@ impl Root {
 /// listed again after that.
 pub(crate) fn signal_all(signal: i32, members: impl Fn() -> Vec<i32>) -> usize {
     let mut reached = HashSet::new();
+    let mut listed = members();
     for _ in 0..4 {
-        let opened: Vec<_> = members()
+        let opened: Vec<_> = listed
             .into_iter()
             .filter(|pid| !reached.contains(pid))
             .filter_map(|pid| Some((pid, crate::sys::pidfd_open(pid).ok()?)))
@@ -183,12 +190,16 @@ pub(crate) fn signal_all(signal: i32, members: impl Fn() -> Vec<i32>) -> usize {
         if opened.is_empty() {
             break;
         }
-        let still: HashSet<i32> = members().into_iter().collect();
+        // Confirms the ones just opened, and shows those to open next.
+        listed = members();
         for (pid, pidfd) in opened {
-            if still.contains(&pid) {
+            if listed.contains(&pid) {
                 let _ = crate::sys::pidfd_send_signal(std::os::fd::AsFd::as_fd(&pidfd), signal);
                 reached.insert(pid);
             }
+        }
+        if listed.iter().all(|pid| reached.contains(pid)) {
+            break;
         }
     }
     reached.len()

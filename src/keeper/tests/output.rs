@@ -293,11 +293,11 @@ fn a_full_disk_refuses_a_start_and_forgets_no_end() {
     assert!(harness::marked(&refused).is_empty());
     client.kill(&running, 1);
     client.wait_phase(&running, 1, Phase::Empty);
-    drop(ballast);
-    fs::remove_file(state_dir.join("ballast")).unwrap();
     // The end is written as soon as there is room, and a later daemon knows it.
     let journal = daemon.journal();
     let before = fs::metadata(&journal).unwrap().len();
+    drop(ballast);
+    fs::remove_file(state_dir.join("ballast")).unwrap();
     wait_until("the journal to catch up", || fs::metadata(&journal).unwrap().len() > before);
     daemon.kill_keeper();
     daemon.kill_controller(client);

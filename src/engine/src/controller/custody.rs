@@ -1,6 +1,7 @@
 //! What the driver reports, taken into the world.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use ostler_core::kinds::{ExitStatus, Identity};
 use ostler_core::plan::instance::{Attempt, AttemptState};
@@ -127,6 +128,13 @@ impl<D: Driver> Controller<D> {
         if observed.starting == Some(attempt.number) {
             observed.starting = None;
         }
+        if matches!(attempt.state, AttemptState::LeaderExited { .. }) && observed.signalled == Some(attempt.number) {
+            // What the leader forked in its last moments has not got the signal.
+            let known = observed.attempts.iter().find(|held| held.number == attempt.number);
+            if known.is_some_and(|held| held.state == AttemptState::Running) {
+                observed.signalled = None;
+            }
+        }
         match observed.attempts.binary_search_by_key(&attempt.number, |held| held.number) {
             Ok(index) => observed.attempts[index] = attempt,
             Err(index) => observed.attempts.insert(index, attempt),
@@ -174,7 +182,8 @@ fn exit_status(exit: Option<&wire::Exit>) -> ExitStatus {
 
 /// The planner's view of a state.
 pub(crate) fn attempt(state: &wire::State, now: Timestamp) -> Option<Attempt> {
-    let boot = ostler_keeper::wire::boot_id().unwrap_or_default();
+    static BOOT: OnceLock<String> = OnceLock::new();
+    let boot = BOOT.get_or_init(|| ostler_keeper::wire::boot_id().unwrap_or_default());
     let exit = state.exit.as_ref();
     let at = exit.map_or(now, |exit| Timestamp::from_nanos(exit.at));
     let identity = state.identity.as_ref().map(|identity| Identity {
@@ -187,7 +196,7 @@ pub(crate) fn attempt(state: &wire::State, now: Timestamp) -> Option<Attempt> {
         wire::Phase::Exited => AttemptState::LeaderExited { status: exit_status(exit), survivors: state.survivors },
         wire::Phase::Stuck => AttemptState::Stuck,
         wire::Phase::Empty => {
-            let reboot = identity.as_ref().is_some_and(|identity| !boot.is_empty() && identity.boot_id != boot);
+            let reboot = identity.as_ref().is_some_and(|identity| !boot.is_empty() && identity.boot_id != *boot);
             AttemptState::Ended { status: exit_status(exit), at, reboot }
         }
         wire::Phase::FailedToStart => {

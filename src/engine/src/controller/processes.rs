@@ -38,7 +38,7 @@ impl<D: Driver> Controller<D> {
             .map(|instance| id(&instance.object.metadata.namespace, &instance.object.metadata.name))
             .collect();
         self.create(&object, plan.create, now);
-        self.update(&object, plan.update, now);
+        self.update(&object, plan.update);
         for name in plan.delete {
             self.delete(&id(&object.metadata.namespace, &name), object.metadata.deletion_grace_period_seconds, now);
         }
@@ -139,8 +139,7 @@ impl<D: Driver> Controller<D> {
         self.commit_records(&ids);
     }
 
-    fn update(&mut self, process: &Process, updates: Vec<(String, InstanceSpec)>, _now: Timestamp) {
-        let mut ids = Vec::with_capacity(updates.len());
+    fn update(&mut self, process: &Process, updates: Vec<(String, InstanceSpec)>) {
         for (name, mut spec) in updates {
             let instance_id = id(&process.metadata.namespace, &name);
             if spec.ports.len() < spec.template.ports.len() {
@@ -152,7 +151,6 @@ impl<D: Driver> Controller<D> {
             entry.object.spec = spec;
             entry.object.metadata.generation += 1;
             entry.changed();
-            entry.must_be_stored();
             let uid = entry.object.metadata.uid.clone();
             if let Some(mut entry) = self.world.instances.remove(&instance_id) {
                 self.world.share_template(&mut entry.object);
@@ -161,10 +159,10 @@ impl<D: Driver> Controller<D> {
             if let Some(log) = policy {
                 self.driver.submit(ostler_keeper::wire::LogPolicy { id: uid, log: Some(log) }.into());
             }
-            self.queue.add(Request::Instance(instance_id.clone()));
-            ids.push(instance_id);
+            // What a process is started from is recorded before its start; the rest is in the Process already.
+            self.writer.mark(&instance_id);
+            self.queue.add(Request::Instance(instance_id));
         }
-        self.commit_records(&ids);
     }
 
     fn delete(&mut self, instance_id: &Id, grace: Option<u64>, now: Timestamp) {
