@@ -11,6 +11,7 @@
 mod binary;
 mod daemon;
 pub mod manifest;
+pub mod mounts;
 pub mod proc;
 mod random;
 mod wait;

@@ -1,0 +1,167 @@
+//! Every example in `manifests/` does what its comment says.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ostler_tests::{Daemon, Instance, proc, wait_until};
+
+fn manifests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests").canonicalize().expect("the examples are there")
+}
+
+fn example(daemon: &Daemon, name: &str) -> String {
+    daemon.ok(&["apply", "-f", manifests().join(name).to_str().expect("UTF-8")])
+}
+
+/// The answer of a web server on a port of this machine.
+fn fetch(port: u64) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port as u16)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    stream.write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.starts_with("HTTP/1.0 200").then_some(answer)
+}
+
+/// The instances of a process in a namespace, when as many as wanted run.
+fn running(daemon: &Daemon, namespace: &str, process: &str, count: usize) -> Vec<Instance> {
+    wait_until(format!("{count} of {namespace}/{process} to run"), || {
+        let found: Vec<Instance> = daemon
+            .instances()
+            .into_iter()
+            .filter(|it| it.0["metadata"]["namespace"] == namespace && it.0["spec"]["process"] == process && it.ready())
+            .collect();
+        (found.len() == count).then_some(found)
+    })
+}
+
+/// Every instance answers on a port of its own; the answers.
+fn assert_serves(instances: &[Instance]) -> Vec<String> {
+    let mut ports = BTreeSet::new();
+    instances
+        .iter()
+        .map(|instance| {
+            let port = instance.0["spec"]["ports"]["http"].as_u64().expect("it has a port");
+            assert!(ports.insert(port), "port {port} is used twice");
+            wait_until(format!("an answer of {}", instance.name()), || fetch(port))
+        })
+        .collect()
+}
+
+#[test]
+fn every_example_has_a_test_and_is_valid() {
+    let mut names: Vec<String> = fs::read_dir(manifests())
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name != "README.md")
+        .collect();
+    names.sort();
+    assert_eq!(names, ["crashy.yaml", "demo", "jobs-like.yaml", "namespaces.yaml", "web.yaml", "worker.yaml"]);
+    let daemon = ostler_tests::Setup::default().prepare();
+    let said = daemon.ok(&["validate", "-R", "-f", manifests().to_str().unwrap()]);
+    assert!(said.lines().all(|line| line.ends_with(" valid")), "{said}");
+}
+
+#[test]
+fn web_serves_on_three_ports_of_their_own() {
+    let daemon = Daemon::start();
+    example(&daemon, "web.yaml");
+    let instances = running(&daemon, "default", "web", 3);
+    for answer in assert_serves(&instances) {
+        assert!(answer.contains("web.yaml"), "it serves the directory of the file: {answer}");
+    }
+    let pids: Vec<_> = instances.iter().filter_map(|it| proc::identity(it.pid()?)).collect();
+    assert_eq!(pids.len(), 3);
+    assert!(example(&daemon, "web.yaml").contains("process/web unchanged"));
+    daemon.ok(&["scale", "process/web", "--replicas=5"]);
+    assert_serves(&running(&daemon, "default", "web", 5));
+    assert!(pids.iter().all(|process| proc::lives(*process)));
+    let file = manifests().join("web.yaml");
+    daemon.ok(&["delete", "-f", file.to_str().unwrap(), "--timeout", "30s"]);
+    assert!(pids.iter().all(|process| !proc::lives(*process)));
+    assert!(daemon.instances().is_empty());
+}
+
+#[test]
+fn worker_finishes_before_it_ends() {
+    let daemon = Daemon::start();
+    example(&daemon, "worker.yaml");
+    let before = running(&daemon, "default", "worker", 1)[0].pid();
+    let log = || daemon.ok(&["logs", "worker-0", "--all-attempts"]);
+    wait_until("its second item", || log().contains("working: item 2, by process").then_some(()));
+    assert!(log().contains(&format!("by process {}", before.unwrap())), "{}", log());
+    daemon.ok(&["restart", "process/worker", "--wait", "--timeout", "30s"]);
+    assert!(log().contains("finishing\n"), "{}", log());
+    assert_ne!(running(&daemon, "default", "worker", 1)[0].pid(), before);
+    assert_eq!(daemon.instance("worker-0").last_exit()["code"], 0);
+}
+
+#[test]
+fn crashy_backs_off_and_its_breaker_opens() {
+    let daemon = Daemon::start();
+    example(&daemon, "crashy.yaml");
+    let instance = daemon.instance_when("crashy-0", "backing off", |it| it.phase() == "Backoff" && it.restarts() >= 1);
+    assert_eq!(instance.last_exit()["code"], 7);
+    let open = daemon.instance_when("crashy-0", "stopped by the breaker", |it| it.reason() == "CircuitOpen");
+    assert_eq!(open.restarts(), 4, "five failures open it");
+    assert!(daemon.ok(&["events"]).contains("CircuitOpen"));
+    daemon.ok(&["start", "process/crashy"]);
+    daemon.instance_when("crashy-0", "started again", |it| it.restarts() > 4);
+}
+
+#[test]
+fn jobs_like_ends_as_it_should() {
+    let daemon = Daemon::start();
+    example(&daemon, "jobs-like.yaml");
+    let report = daemon.phase("report-0", "Stopped");
+    assert_eq!((report.last_exit()["code"].as_i64(), report.restarts()), (Some(3), 0));
+    // It fails two times out of three, by chance; each time it is started again.
+    let import =
+        daemon.instance_when("import-0", "started twice or done", |it| it.restarts() >= 2 || it.phase() == "Stopped");
+    if import.phase() == "Stopped" {
+        assert_eq!(import.last_exit()["code"], 0);
+        assert!(daemon.ok(&["logs", "import-0"]).contains("imported 1000 rows"));
+    } else {
+        assert_eq!(import.last_exit()["code"], 1);
+    }
+}
+
+#[test]
+fn namespaces_serves_in_staging_and_goes_with_it() {
+    let daemon = Daemon::start();
+    example(&daemon, "namespaces.yaml");
+    let instances = running(&daemon, "staging", "web", 1);
+    assert_serves(&instances);
+    let pid = instances[0].pid().unwrap();
+    assert_eq!(proc::variable(pid, "STAGE").as_deref(), Some("staging"));
+    assert_eq!(proc::variable(pid, "WORKERS").as_deref(), Some("4"));
+    assert!(daemon.ok(&["get", "processes", "-n", "staging"]).contains("web"));
+    daemon.ok(&["delete", "namespace/staging", "--timeout", "30s"]);
+    assert!(daemon.instances().is_empty());
+}
+
+#[test]
+fn demo_runs_as_one_application() {
+    let daemon = Daemon::start();
+    example(&daemon, "demo");
+    for answer in assert_serves(&running(&daemon, "demo", "web", 3)) {
+        assert!(answer.contains("demo on port"), "{answer}");
+    }
+    running(&daemon, "demo", "worker", 2);
+    running(&daemon, "demo", "ticker", 1);
+    wait_until("an item", || daemon.ok(&["logs", "worker-1", "-n", "demo"]).contains("item done").then_some(()));
+    daemon.ok(&["stop", "process/worker", "-n", "demo", "--timeout", "30s"]);
+    for name in ["worker-0", "worker-1"] {
+        let log = daemon.ok(&["logs", name, "-n", "demo"]);
+        let count = |words: &str| log.lines().filter(|line| *line == words).count();
+        assert_eq!(count("item begins"), count("item done"), "{name}: {log}");
+        assert!(log.ends_with("no further items\n"), "{name}: {log}");
+    }
+    let all = daemon.ok(&["get", "processes", "-A", "-l", "app.kubernetes.io/part-of=demo", "-o", "name"]);
+    assert_eq!(all.lines().count(), 3, "{all}");
+}
