@@ -437,8 +437,9 @@ impl Ostler for Service {
 
     async fn backup(&self, _request: Request<v1::BackupRequest>) -> Answer<v1::BackupResponse> {
         let store = std::sync::Arc::clone(&self.store);
-        let name = format!("manual-{}.ostler-backup", crate::service::now().as_micros());
-        let path = self.daemon.state_dir.join("backup").join(name);
+        let label = format!("manual-{}", crate::service::now().as_micros());
+        let directory = self.daemon.state_dir.join("backup");
+        let path = ostler_store::backup::kept_path_for(&directory, store.revision(), &label);
         let to = path.clone();
         let done = tokio::task::spawn_blocking(move || {
             if let Some(directory) = to.parent() {

@@ -251,7 +251,12 @@ pub fn path_for(dir: &Path, revision: Revision) -> PathBuf {
     dir.join(format!("{revision:020}.{EXTENSION}"))
 }
 
-/// The store's own backups in `dir`, newest first. A missing directory has none.
+/// Where a backup of the state at `revision` goes in `dir` that the store shall not remove by itself.
+pub fn kept_path_for(dir: &Path, revision: Revision, label: &str) -> PathBuf {
+    dir.join(format!("{revision:020}-{label}.{EXTENSION}"))
+}
+
+/// The backups in `dir`, newest first, those that are kept for ever included. A missing directory has none.
 pub fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let listing = match fs::read_dir(dir) {
@@ -263,7 +268,10 @@ pub fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
         let path = item?.path();
         let stem = path.file_stem().and_then(|stem| stem.to_str());
         if path.extension().is_some_and(|e| e == EXTENSION)
-            && stem.is_some_and(|s| s.len() == 20 && s.bytes().all(|b| b.is_ascii_digit()))
+            && stem.is_some_and(|stem| {
+                let (revision, label) = stem.split_once('-').map_or((stem, None), |(r, label)| (r, Some(label)));
+                revision.len() == 20 && revision.bytes().all(|b| b.is_ascii_digit()) && label != Some("")
+            })
         {
             found.push(path);
         }
@@ -277,9 +285,10 @@ pub fn newest_good(dir: &Path) -> Option<PathBuf> {
     list(dir).ok()?.into_iter().find(|path| verify(path).is_ok())
 }
 
-/// Removes all but the newest `keep` backups in `dir`, and what interrupted ones left.
+/// Removes all but the newest `keep` of the store's own backups in `dir`, and what interrupted ones left.
 pub(crate) fn prune(dir: &Path, keep: usize) -> io::Result<()> {
-    for old in list(dir)?.iter().skip(keep) {
+    let own = |path: &PathBuf| path.file_stem().is_some_and(|stem| stem.len() == 20);
+    for old in list(dir)?.iter().filter(|path| own(path)).skip(keep) {
         fs::remove_file(old)?;
     }
     for item in fs::read_dir(dir)? {

@@ -262,8 +262,8 @@ impl Planner<'_> {
             AttemptState::Ended { status, at, reboot } => (status.clone(), *at, *reboot, None),
             AttemptState::Running | AttemptState::LeaderExited { .. } | AttemptState::Stuck => return,
         };
+        self.count_start(attempt);
         let status = &mut self.plan.status;
-        status.attempt = status.attempt.max(attempt.number);
         status.ended_attempt = attempt.number;
         status.pid = None;
         if attempt.identity.is_some() {
@@ -284,6 +284,15 @@ impl Planner<'_> {
             }
         } else {
             self.ended_by_itself(attempt, &exit, at, error, story);
+        }
+    }
+
+    /// A start that custody knows of and the status does not: it was lost with the controller that asked for it.
+    fn count_start(&mut self, attempt: &Attempt) {
+        let status = &mut self.plan.status;
+        if attempt.number > status.attempt {
+            status.attempt = attempt.number;
+            status.restarts += u32::from(status.last_exit.is_some());
         }
     }
 
@@ -366,8 +375,8 @@ impl Planner<'_> {
 
     /// An attempt lives.
     fn live(&mut self, attempt: &Attempt, want: Want) {
+        self.count_start(attempt);
         let status = &mut self.plan.status;
-        status.attempt = status.attempt.max(attempt.number);
         status.identity.clone_from(&attempt.identity);
         status.pid = attempt.identity.as_ref().map(|identity| identity.pid);
         status.next_start_at = None;
@@ -482,6 +491,10 @@ impl Planner<'_> {
         }
         status.ended_attempt = status.attempt;
         status.stopping = None;
+        if status.pid.is_none() && status.last_exit.is_some() {
+            // It never was one.
+            status.restarts = status.restarts.saturating_sub(1);
+        }
         if status.pid.take().is_some() {
             let unknown = ExitStatus::Unknown("custody has no record of it".to_owned());
             status.last_exit = Some(Exit { attempt: status.attempt, status: unknown, at: self.now });
@@ -539,9 +552,7 @@ impl Planner<'_> {
             return;
         }
         status.attempt += 1;
-        if status.attempt > 1 {
-            status.restarts += 1;
-        }
+        status.restarts += u32::from(status.last_exit.is_some());
         status.next_start_at = None;
         status.started_at = None;
         breaker::started(&mut status.breaker);

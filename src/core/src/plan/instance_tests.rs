@@ -461,6 +461,35 @@ fn an_attempt_that_custody_never_saw_is_spent() {
 }
 
 #[test]
+fn restarts_are_those_that_happened() {
+    let mut world = World::new(&json!({"backoff": {"initial": "0s"}}));
+    world.settle();
+    world.end(ExitStatus::Code(1));
+    world.end(ExitStatus::Code(1));
+    assert_eq!(world.instance.status.restarts, 2);
+    // What happened after the first start was never written down.
+    let running = world.observed.attempts.clone();
+    let end = |number| Attempt {
+        number,
+        state: AttemptState::Ended { status: ExitStatus::Code(1), at: world.now, reboot: false },
+        ..running[0].clone()
+    };
+    let known = InstanceStatus { attempt: 1, ..InstanceStatus::default() };
+    world.instance.status = InstanceStatus { revision: world.instance.spec.revision.clone(), ..known };
+    world.observed.attempts = vec![end(1), end(2), running[0].clone()];
+    world.settle();
+    assert_eq!((world.instance.status.restarts, world.instance.status.attempt), (2, 3));
+    // A start that was decided and never came about does not count.
+    world.instance.status.attempt = 4;
+    world.instance.status.ended_attempt = 3;
+    world.instance.status.restarts = 3;
+    world.instance.status.pid = None;
+    world.observed.attempts.clear();
+    world.settle();
+    assert_eq!((world.instance.status.restarts, world.instance.status.attempt), (3, 5));
+}
+
+#[test]
 fn a_lost_status_is_recovered_from_custody() {
     let mut world = World::new(&json!({}));
     world.settle();
