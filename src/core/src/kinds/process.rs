@@ -312,7 +312,7 @@ impl ProcessSpec {
 
     /// The fields whose change needs new processes, in the order of the schema. The destructuring makes a new field
     /// choose a side.
-    fn restarting(&self) -> [(&'static str, serde_json::Value); 9] {
+    fn restarting(&self) -> Vec<(&'static str, serde_json::Value)> {
         let Self {
             command,
             args,
@@ -331,7 +331,7 @@ impl ProcessSpec {
             stop: _,
             logs: _,
         } = self;
-        [
+        vec![
             ("spec.command", json(command)),
             ("spec.args", json(args)),
             ("spec.workingDir", json(working_dir)),
