@@ -36,8 +36,24 @@ pub fn name(number: i32) -> String {
     }
 }
 
+/// Whether the kernel sends the signal to a program that did something impossible, or the program to itself for that.
+pub const fn is_fault(number: i32) -> bool {
+    // ILL, ABRT, BUS, FPE, SEGV, SYS
+    matches!(number, 4 | 6 | 7 | 8 | 11 | 31)
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn faults_are_those_of_the_program() {
+        for name in ["ILL", "ABRT", "BUS", "FPE", "SEGV", "SYS"] {
+            assert!(super::is_fault(super::parse(name).unwrap()), "{name}");
+        }
+        for name in ["KILL", "TERM", "INT", "HUP", "QUIT", "PIPE", "ALRM", "XCPU"] {
+            assert!(!super::is_fault(super::parse(name).unwrap()), "{name}");
+        }
+    }
+
     #[test]
     fn signals_have_names_and_numbers() {
         for text in ["SIGTERM", "TERM", "term", "15", "SIG15"] {

@@ -187,6 +187,70 @@ pub struct Exit {
     pub status: ExitStatus,
     /// When.
     pub at: Timestamp,
+    /// Why it ended, when nobody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<EndCause>,
+    /// How bad that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub severity: Option<Severity>,
+}
+
+/// Why an attempt ended that nobody asked to end; decides which policy follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum EndCause {
+    /// It ended by itself, or was killed by somebody else.
+    #[default]
+    Crash,
+    /// It could not be started.
+    ExecFailure,
+    /// It did not come up in time, and was stopped for that.
+    Startup,
+    /// It was found not to work any more, and was stopped for that.
+    Liveness,
+    /// It used more than it may, and was stopped for that.
+    Resource,
+}
+
+impl EndCause {
+    /// Every cause.
+    pub const ALL: [Self; 5] = [Self::Crash, Self::ExecFailure, Self::Startup, Self::Liveness, Self::Resource];
+
+    /// The name as it is published.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Crash => "Crash",
+            Self::ExecFailure => "ExecFailure",
+            Self::Startup => "Startup",
+            Self::Liveness => "Liveness",
+            Self::Resource => "Resource",
+        }
+    }
+}
+
+/// How bad an end was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum Severity {
+    /// Perhaps not bad: a soft threshold was exceeded, or nobody saw how it ended.
+    Warning,
+    /// It failed.
+    #[default]
+    Critical,
+    /// The program is broken or the machine is short of something: it was ended by a fault (SIGSEGV, SIGABRT, SIGBUS,
+    /// SIGFPE, SIGILL, SIGSYS) or for want of memory.
+    Emergency,
+}
+
+impl Severity {
+    /// The name as it is published.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Warning => "Warning",
+            Self::Critical => "Critical",
+            Self::Emergency => "Emergency",
+        }
+    }
 }
 
 /// Code, signal, or why neither is known.
@@ -251,6 +315,24 @@ pub struct Stopping {
     pub reason: StopReason,
     /// What still lives then is killed.
     pub kill_at: Timestamp,
+    /// What it is stopped for, when nobody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Box<Verdict>>,
+}
+
+/// What was found out about a running attempt that ends it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Verdict {
+    /// Number of the attempt; others it does not concern.
+    pub attempt: u64,
+    /// Which policy follows.
+    pub cause: EndCause,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What was found, a sentence.
+    pub message: String,
 }
 
 /// Why an instance is stopped.
@@ -265,6 +347,12 @@ pub enum StopReason {
     Replaced,
     /// It is deleted.
     Deleted,
+    /// It did not come up in time.
+    StartupFailed,
+    /// It was found not to work any more.
+    Unhealthy,
+    /// It used more than it may.
+    ResourceViolation,
     /// Its leader ended by itself and left processes behind.
     LeaderExited,
     /// The daemon ends and takes it along; it is started again with the daemon.
@@ -279,8 +367,30 @@ impl StopReason {
             Self::Restarted => "Restarted",
             Self::Replaced => "Replaced",
             Self::Deleted => "Deleted",
+            Self::StartupFailed => "StartupFailed",
+            Self::Unhealthy => "Unhealthy",
+            Self::ResourceViolation => "ResourceViolation",
             Self::LeaderExited => "LeaderExited",
             Self::Shutdown => "Shutdown",
+        }
+    }
+
+    /// The reason for stopping what came to an end for a cause before it ended.
+    pub const fn of(cause: EndCause) -> Self {
+        match cause {
+            EndCause::Startup => Self::StartupFailed,
+            EndCause::Liveness => Self::Unhealthy,
+            EndCause::Resource => Self::ResourceViolation,
+            // What has ended needs no stop; only what it left behind does.
+            EndCause::Crash | EndCause::ExecFailure => Self::LeaderExited,
+        }
+    }
+
+    /// Whether somebody asked for the stop; what ends otherwise counts as a failure.
+    pub const fn is_asked(self) -> bool {
+        match self {
+            Self::Stopped | Self::Restarted | Self::Replaced | Self::Deleted | Self::Shutdown => true,
+            Self::StartupFailed | Self::Unhealthy | Self::ResourceViolation | Self::LeaderExited => false,
         }
     }
 }

@@ -9,8 +9,8 @@ use std::fmt;
 
 pub use event::{Event, EventType, ObjectReference};
 pub use instance::{
-    Breaker, Exit, ExitStatus, HistoryEntry, Identity, Instance, InstanceSpec, InstanceStatus, Phase, StopReason,
-    Stopping,
+    Breaker, EndCause, Exit, ExitStatus, HistoryEntry, Identity, Instance, InstanceSpec, InstanceStatus, Phase,
+    Severity, StopReason, Stopping, Verdict,
 };
 pub use namespace::{Namespace, NamespacePhase, NamespaceSpec, NamespaceStatus};
 pub use process::{

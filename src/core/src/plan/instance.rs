@@ -6,8 +6,8 @@
 use crate::backoff;
 use crate::breaker::{self, Change};
 use crate::kinds::{
-    Condition, Exit, ExitStatus, HistoryEntry, Identity, Instance, InstanceStatus, Phase, RestartPolicy, StopReason,
-    Stopping, Truth, set_condition,
+    Condition, EndCause, Exit, ExitStatus, HistoryEntry, Identity, Instance, InstanceStatus, Phase, RestartPolicy,
+    Severity, StopReason, Stopping, Truth, Verdict, set_condition,
 };
 use crate::plan::Note;
 use crate::time::{Span, Timestamp};
@@ -29,6 +29,8 @@ pub struct Observed {
     pub killed: Option<u64>,
     /// The daemon ends and takes its processes along: stop, and be gone by then, whatever the spec says.
     pub shutdown: Option<Timestamp>,
+    /// What ends the running attempt: a probe that failed, a limit that was exceeded.
+    pub verdict: Option<Box<Verdict>>,
     /// The attempts in custody, by rising number.
     pub attempts: Vec<Attempt>,
 }
@@ -206,6 +208,16 @@ pub fn plan(instance: &Instance, observed: &Observed, now: Timestamp) -> Plan {
     planner.plan
 }
 
+/// The end of an attempt that nobody asked for.
+struct End<'a> {
+    exit: ExitStatus,
+    cause: EndCause,
+    severity: Severity,
+    at: Timestamp,
+    error: Option<&'a StartError>,
+    story: String,
+}
+
 struct Planner<'a> {
     instance: &'a Instance,
     observed: &'a Observed,
@@ -269,9 +281,11 @@ impl Planner<'_> {
         if attempt.identity.is_some() {
             status.identity.clone_from(&attempt.identity);
         }
-        status.last_exit = Some(Exit { attempt: attempt.number, status: exit.clone(), at });
-        let asked = status.stopping.take().filter(|stopping| stopping.reason != StopReason::LeaderExited);
-        let story = describe(&exit);
+        status.last_exit =
+            Some(Exit { attempt: attempt.number, status: exit.clone(), at, cause: None, severity: None });
+        let stopping = status.stopping.take();
+        let (cause, severity, story) = judge(&exit, error, stopping.as_ref());
+        let asked = stopping.filter(|stopping| stopping.reason.is_asked());
         if let Some(stopping) = asked {
             self.enter_at(Phase::Stopped, stopping.reason.name(), story, at);
             self.forgive();
@@ -283,7 +297,7 @@ impl Planner<'_> {
                 self.plan.status.done = true;
             }
         } else {
-            self.ended_by_itself(attempt, &exit, at, error, story);
+            self.ended_by_itself(attempt, End { exit, cause, severity, at, error, story });
         }
     }
 
@@ -297,30 +311,31 @@ impl Planner<'_> {
     }
 
     /// Policy: what follows an end that nobody asked for.
-    fn ended_by_itself(
-        &mut self,
-        attempt: &Attempt,
-        exit: &ExitStatus,
-        at: Timestamp,
-        error: Option<&StartError>,
-        story: String,
-    ) {
+    fn ended_by_itself(&mut self, attempt: &Attempt, end: End<'_>) {
+        let End { exit, cause, severity, at, error, story } = end;
         let template = &self.instance.spec.template;
         let policy = template.restart_policy;
-        let success = matches!(exit, ExitStatus::Code(code)
-            if template.success_exit_codes.iter().any(|good| i32::from(*good) == *code));
+        // What was stopped because it did not work has failed, whatever it says in the end.
+        let success = cause == EndCause::Crash
+            && matches!(exit, ExitStatus::Code(code)
+            if template.success_exit_codes.iter().any(|good| i32::from(*good) == code));
         let status = &mut self.plan.status;
         if at.since(attempt.started_at) >= template.backoff.reset_after {
             status.streak = 0;
             status.failures = 0;
             status.breaker = kinds::Breaker::default();
         }
-        let (reason, note) = match (error, success) {
-            (Some(error), _) => (error.kind.reason(), Note::warning(error.kind.reason(), story.clone())),
-            (None, true) => ("Completed", Note::normal("Completed", story.clone())),
-            (None, false) => ("Crashed", Note::warning("Crashed", story.clone())),
+        let reason = match (cause, error) {
+            (_, Some(error)) => error.kind.reason(),
+            (EndCause::Crash | EndCause::ExecFailure, None) if success => "Completed",
+            (EndCause::Crash | EndCause::ExecFailure, None) => "Crashed",
+            (EndCause::Startup | EndCause::Liveness | EndCause::Resource, None) => StopReason::of(cause).name(),
         };
+        let note = if success { Note::normal(reason, story.clone()) } else { Note::warning(reason, story.clone()) };
         self.plan.notes.push(note);
+        if let Some(exit) = status.last_exit.as_mut().filter(|_| !success) {
+            (exit.cause, exit.severity) = (Some(cause), Some(severity));
+        }
         let exhausted = error.is_some_and(|error| error.kind == StartErrorKind::ResourcesExhausted);
         status.streak += 1;
         let mut change = Change::None;
@@ -392,13 +407,18 @@ impl Planner<'_> {
             (Want::Run, AttemptState::LeaderExited { .. }) => Some(StopReason::LeaderExited),
             (Want::Run, _) if self.is_outdated() => Some(StopReason::Replaced),
             (Want::Run, _) if self.is_restart_due() => Some(StopReason::Restarted),
-            (Want::Run, _) => None,
+            (Want::Run, _) => self.verdict(attempt).map(|verdict| StopReason::of(verdict.cause)),
         };
         if self.plan.status.stopping.is_some() || reason.is_some() {
             self.stop(attempt, reason);
         } else {
             self.run();
         }
+    }
+
+    /// What ends this attempt although nobody asked for it.
+    fn verdict(&self, attempt: &Attempt) -> Option<&Verdict> {
+        self.observed.verdict.as_deref().filter(|verdict| verdict.attempt == attempt.number)
     }
 
     fn run(&mut self) {
@@ -427,18 +447,22 @@ impl Planner<'_> {
             Some(seconds) if metadata.is_deleting() => Span::from_secs(seconds),
             _ => template.stop.grace_period,
         };
+        let verdict = self.verdict(attempt).filter(|verdict| reason == Some(StopReason::of(verdict.cause))).cloned();
         let status = &mut self.plan.status;
         let begun = status.stopping.is_some();
         let stopping = status.stopping.get_or_insert_with(|| Stopping {
             since: now,
             reason: reason.unwrap_or(StopReason::Stopped),
             kill_at: now + grace,
+            verdict: None,
         });
-        // The latest reason decides what follows the end; a deletion in a hurry shortens the wait.
+        // What somebody asks for last decides what follows the end; a deletion in a hurry shortens the wait. What is
+        // being stopped already is not stopped for anything else.
         if let Some(reason) = reason
-            && !(reason == StopReason::LeaderExited && stopping.reason != StopReason::LeaderExited)
+            && (reason.is_asked() || !begun)
         {
             stopping.reason = reason;
+            stopping.verdict = verdict.map(Box::new);
         }
         stopping.kill_at = stopping.kill_at.min(stopping.since + grace);
         if let Some(deadline) = self.observed.shutdown {
@@ -462,7 +486,11 @@ impl Planner<'_> {
             self.wake(kill_at);
         }
         if !begun {
-            self.plan.notes.push(Note::normal("Stopping", format!("{}: {}", reason.name(), template.stop.signal)));
+            let note = match self.plan.status.stopping.as_ref().and_then(|stopping| stopping.verdict.as_ref()) {
+                Some(verdict) => Note::warning(reason.name(), verdict.message.clone()),
+                None => Note::normal("Stopping", format!("{}: {}", reason.name(), template.stop.signal)),
+            };
+            self.plan.notes.push(note);
         }
         match &attempt.state {
             AttemptState::Stuck => {
@@ -497,7 +525,8 @@ impl Planner<'_> {
         }
         if status.pid.take().is_some() {
             let unknown = ExitStatus::Unknown("custody has no record of it".to_owned());
-            status.last_exit = Some(Exit { attempt: status.attempt, status: unknown, at: self.now });
+            status.last_exit =
+                Some(Exit { attempt: status.attempt, status: unknown, at: self.now, cause: None, severity: None });
         }
     }
 
@@ -604,6 +633,21 @@ impl Planner<'_> {
         status.history.push(HistoryEntry { phase, at, reason: reason.to_owned(), message: message.clone() });
         status.message = message;
     }
+}
+
+/// Why an attempt ended, how bad that is, and the whole story; as if nobody had asked for it.
+fn judge(exit: &ExitStatus, error: Option<&StartError>, stopping: Option<&Stopping>) -> (EndCause, Severity, String) {
+    let story = describe(exit);
+    if let Some(verdict) = stopping.and_then(|stopping| stopping.verdict.as_deref()) {
+        return (verdict.cause, verdict.severity, format!("{}; {story}", verdict.message));
+    }
+    let cause = if error.is_some() { EndCause::ExecFailure } else { EndCause::Crash };
+    let severity = match exit {
+        ExitStatus::Signal(number) if signal::is_fault(*number) => Severity::Emergency,
+        ExitStatus::Code(_) | ExitStatus::Signal(_) | ExitStatus::Error(_) => Severity::Critical,
+        ExitStatus::Unknown(_) => Severity::Warning,
+    };
+    (cause, severity, story)
 }
 
 /// The end of an attempt in words.

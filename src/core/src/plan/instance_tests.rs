@@ -124,6 +124,16 @@ impl World {
         self.settle();
     }
 
+    /// A probe or a limit finds that the running attempt has to end; it obeys the signal.
+    fn condemn(&mut self, cause: EndCause, severity: Severity) {
+        let attempt = self.observed.attempts.last().expect("something runs").number;
+        let message = "it does not work".to_owned();
+        self.observed.verdict = Some(Box::new(Verdict { attempt, cause, severity, message }));
+        self.settle();
+        assert_eq!(self.phase(), (Phase::Stopping, StopReason::of(cause).name()));
+        self.end(ExitStatus::Code(0));
+    }
+
     fn fail_to_start(&mut self, kind: StartErrorKind) {
         let now = self.now;
         let last = self.observed.attempts.last_mut().expect("something runs");
@@ -329,6 +339,61 @@ fn trouble_at_the_start_is_told_apart() {
         assert_eq!(world.phase(), (phase, kind.reason()));
         assert_eq!(world.wake_at.is_some(), retried);
         assert_eq!(world.instance.status.failures, u32::from(kind != StartErrorKind::ResourcesExhausted));
+    }
+}
+
+#[test]
+fn what_is_found_not_to_work_is_stopped_and_has_failed_whatever_it_says() {
+    for (cause, reason) in [
+        (EndCause::Startup, "StartupFailed"),
+        (EndCause::Liveness, "Unhealthy"),
+        (EndCause::Resource, "ResourceViolation"),
+    ] {
+        let mut world = World::new(&json!({"restartPolicy": "OnFailure"}));
+        world.settle();
+        world.condemn(cause, Severity::Warning);
+        assert_eq!(world.phase(), (Phase::Backoff, reason));
+        assert!(world.instance.status.message.starts_with("it does not work; exited with code 0"));
+        let exit = world.instance.status.last_exit.clone().unwrap();
+        assert_eq!((exit.cause, exit.severity), (Some(cause), Some(Severity::Warning)));
+        assert_eq!((world.signals.len(), world.instance.status.failures), (1, 1));
+        // The verdict was on the attempt that ended.
+        world.advance_to_wake();
+        assert_eq!((world.phase().0, world.spawned.len()), (Phase::Running, 2));
+        world.settle();
+        assert_eq!(world.phase().0, Phase::Running);
+    }
+}
+
+#[test]
+fn a_stop_by_hand_takes_precedence_over_a_verdict() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    let message = "it does not work".to_owned();
+    let verdict = Verdict { attempt: 1, cause: EndCause::Liveness, severity: Severity::Critical, message };
+    world.observed.verdict = Some(Box::new(verdict));
+    world.settle();
+    world.instance.spec.stopped_at = Some(world.now);
+    world.settle();
+    assert_eq!(world.phase(), (Phase::Stopping, "Stopped"));
+    world.end(ExitStatus::Signal(15));
+    assert_eq!(world.phase(), (Phase::Stopped, "Stopped"));
+    assert_eq!((world.instance.status.failures, world.instance.status.last_exit.clone().unwrap().cause), (0, None));
+}
+
+#[test]
+fn ends_have_a_cause_and_a_severity() {
+    for (exit, severity) in [
+        (ExitStatus::Code(1), Severity::Critical),
+        (ExitStatus::Signal(9), Severity::Critical),
+        (ExitStatus::Signal(11), Severity::Emergency),
+        (ExitStatus::Unknown("nobody saw it".to_owned()), Severity::Warning),
+    ] {
+        let mut world = World::new(&json!({}));
+        world.settle();
+        world.end(exit);
+        let exit = world.instance.status.last_exit.clone().unwrap();
+        assert_eq!((exit.cause, exit.severity), (Some(EndCause::Crash), Some(severity)));
     }
 }
 
