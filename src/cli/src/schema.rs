@@ -1,5 +1,6 @@
 //! What `ostler explain` knows: the published schemas of the kinds, read as kubectl explains them.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use ostler_core::suggest;
@@ -102,11 +103,17 @@ impl<'v> Schema<'v> {
         }
     }
 
-    /// The fields of an object, of the elements of an array, or of the values of a map.
-    fn fields(&self, schema: &'v Value) -> Option<(&'v serde_json::Map<String, Value>, Vec<&'v str>)> {
+    /// The fields of an object, of the elements of an array, or of the values of a map; and which of them are needed.
+    fn fields(&self, schema: &'v Value) -> Option<(BTreeMap<&'v str, &'v Value>, Vec<&'v str>)> {
         let content = self.resolve(schema).content;
-        if let Some(fields) = content["properties"].as_object() {
-            let required = content["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let mut fields = BTreeMap::new();
+        let required = content["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        fields.extend(content["properties"].as_object().into_iter().flatten().map(|(name, field)| (&**name, field)));
+        // What may be one of several things has the fields of all of them.
+        for option in ["oneOf", "anyOf"].iter().filter_map(|key| content[*key].as_array()).flatten() {
+            fields.extend(self.fields(option).into_iter().flat_map(|(fields, _)| fields));
+        }
+        if !fields.is_empty() {
             return Some((fields, required));
         }
         let inner = [&content["items"], &content["additionalProperties"]].into_iter().find(|inner| inner.is_object());
@@ -122,8 +129,8 @@ impl<'v> Schema<'v> {
                 return Err(Error::failed(format!("{walked} has no fields"), ""));
             };
             let Some(next) = fields.get(*word) else {
-                let hint = suggest::nearest(word, fields.keys().map(String::as_str)).map_or_else(
-                    || format!("its fields are {}", fields.keys().cloned().collect::<Vec<_>>().join(", ")),
+                let hint = suggest::nearest(word, fields.keys().copied()).map_or_else(
+                    || format!("its fields are {}", fields.keys().copied().collect::<Vec<_>>().join(", ")),
                     |near| format!("did you mean \"{near}\"?"),
                 );
                 return Err(Error::failed(format!("{walked} has no field \"{word}\""), hint));
@@ -339,6 +346,15 @@ mod tests {
             assert!(!text.contains("<any>"), "{kind}: {text}");
         }
         assert!(explain("process.spec.stop.gracePeriod", false).unwrap().contains("FIELD: gracePeriod <string"));
+    }
+
+    #[test]
+    fn alternatives_are_fields_like_others() {
+        let text = explain("instance.status.lastExit", false).unwrap();
+        for field in ["attempt", "at", "cause", "code", "signal", "unknown", "error"] {
+            assert!(text.contains(&format!("\n  {field}\t<")), "{field}: {text}");
+        }
+        assert!(explain("instance.status.lastExit.code", false).unwrap().contains("FIELD: code <integer"));
     }
 
     #[test]

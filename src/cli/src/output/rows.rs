@@ -108,7 +108,7 @@ fn process(process: &views::Process, columns: Columns, now: Timestamp) -> Parts 
         status(process.summary()),
         age(process.metadata.creation_timestamp.as_deref(), now).into(),
     ];
-    let wide = vec![or_none(&command(process.spec.command.as_deref()))];
+    let wide = vec![or_none(&short_command(process.spec.command.as_deref()))];
     (Common::of(&process.metadata), (process.metadata.name().to_owned(), 0), plain, wide)
 }
 
@@ -155,7 +155,7 @@ fn instance(instance: &views::Instance, columns: Columns, now: Timestamp) -> Par
         or_none(&ports.unwrap_or_default()),
         or_none(&revision),
         or_none(&reason),
-        or_none(&command(template)),
+        or_none(&short_command(template)),
     ];
     // web-2 before web-10
     let order = (instance.process().to_owned(), instance.spec.ordinal.unwrap_or(0));
@@ -205,9 +205,25 @@ pub(crate) fn command(words: Option<&[String]>) -> String {
     words.unwrap_or_default().iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
+/// Of a command with a script in it, the first line.
+fn short_command(words: Option<&[String]>) -> String {
+    let command = command(words);
+    match command.split_once('\n') {
+        Some((first, _)) => format!("{}…", first.trim_end()),
+        None => command,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_script_takes_one_line_of_a_table() {
+        let words = ["sh", "-c", "while true; do\n  work\ndone\n"].map(str::to_owned);
+        assert_eq!(short_command(Some(&words)), "sh -c 'while true; do…");
+        assert_eq!(short_command(Some(&words[..2])), "sh -c");
+    }
 
     fn now() -> Timestamp {
         "2026-01-01T01:00:00Z".parse().unwrap()
