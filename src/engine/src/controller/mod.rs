@@ -135,13 +135,17 @@ impl<D: Driver> Controller<D> {
         loop {
             self.work();
             self.driver.flush();
-            self.submit_writes();
+            let now = self.clock.now();
+            let batch_due = self.writer.batch_due(now).filter(|due| *due > now);
+            if batch_due.is_none() {
+                self.submit_writes();
+            }
             if let Some(ended) = self.custody.replaced.then_some(Ended::Replaced).or_else(|| self.finished()) {
                 self.finish().await;
                 return (ended, self.driver);
             }
             let busy = self.queue.has_ready();
-            let pause = self.pause();
+            let pause = self.pause(batch_due);
             let woken = tokio::select! {
                 biased;
                 events = self.driver.next() => Woken::Driver(events),
@@ -183,9 +187,9 @@ impl<D: Driver> Controller<D> {
     }
 
     /// How long nothing is due.
-    fn pause(&self) -> Duration {
+    fn pause(&self, batch_due: Option<Timestamp>) -> Duration {
         let due = self.queue.next_due();
-        let due = due.into_iter().chain(self.ending.as_ref().map(commands::Ending::deadline)).min();
+        let due = due.into_iter().chain(batch_due).chain(self.ending.as_ref().map(commands::Ending::deadline)).min();
         due.map_or(Duration::from_secs(3600), |at| at.since(self.clock.now()).to_std())
     }
 

@@ -5,10 +5,14 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use ostler_core::{Span, Timestamp};
 use ostler_store::{Durability, Error, Op, Revision, Store};
 use tokio::sync::mpsc;
 
 use super::world::Id;
+
+/// So many changed instances are written at once.
+const FEW: usize = 16;
 
 /// What became of a commit.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub(crate) enum Ticket {
 pub(crate) struct Writer {
     store: Arc<dyn Store>,
     dirty: HashSet<Id>,
+    /// Since when there is something to write.
+    dirty_since: Option<Timestamp>,
     batch_under_way: bool,
     /// After a failure nothing is tried before the next tick.
     held_back: bool,
@@ -48,7 +54,16 @@ pub(crate) struct Writer {
 impl Writer {
     pub(crate) fn new(store: Arc<dyn Store>) -> Self {
         let (outcomes, arrived) = mpsc::unbounded_channel();
-        Self { store, dirty: HashSet::new(), batch_under_way: false, held_back: false, outcomes, arrived, pending: 0 }
+        Self {
+            store,
+            dirty: HashSet::new(),
+            dirty_since: None,
+            batch_under_way: false,
+            held_back: false,
+            outcomes,
+            arrived,
+            pending: 0,
+        }
     }
 
     /// The instance has to be written, some time soon.
@@ -58,9 +73,23 @@ impl Writer {
         }
     }
 
+    /// When the next batch goes, if nothing keeps it from going. The more instances change at the same time, the longer
+    /// they wait: most of them change again in a moment, and need to be written once.
+    pub(crate) fn batch_due(&mut self, now: Timestamp) -> Option<Timestamp> {
+        if self.dirty.is_empty() {
+            return None;
+        }
+        let since = *self.dirty_since.get_or_insert(now);
+        self.may_batch().then(|| since + linger(self.dirty.len()))
+    }
+
     /// Whether the instance had to be written; it has not any more.
     pub(crate) fn take_mark(&mut self, id: &Id) -> bool {
-        self.dirty.remove(id)
+        let was_marked = self.dirty.remove(id);
+        if self.dirty.is_empty() {
+            self.dirty_since = None;
+        }
+        was_marked
     }
 
     /// What to put into the next batch, at most `most`; None when there is nothing to write or a batch is under way.
@@ -71,6 +100,9 @@ impl Writer {
         let ids: Vec<Id> = self.dirty.iter().take(most).cloned().collect();
         for id in &ids {
             self.dirty.remove(id);
+        }
+        if self.dirty.is_empty() {
+            self.dirty_since = None;
         }
         Some(ids)
     }
@@ -119,4 +151,9 @@ impl Writer {
     pub(crate) fn is_idle(&self) -> bool {
         self.pending == 0 && (self.dirty.is_empty() || self.held_back)
     }
+}
+
+/// How long a batch waits: not at all for a few instances, at most 100 ms for thousands.
+fn linger(dirty: usize) -> Span {
+    if dirty <= FEW { Span::ZERO } else { Span::from_micros((dirty as u64).saturating_mul(100).min(100_000)) }
 }
