@@ -379,6 +379,12 @@ impl ostler_server::Ostler for Service {
             rss: 5 << 20,
             processes: 2,
             threads: 3,
+            open_files: Some(12),
+            read_bytes: Some(0),
+            written_bytes: Some(3 << 20),
+            cpu_history: vec![0, 100, 200],
+            rss_history: vec![1 << 20, 3 << 20, 5 << 20],
+            ..v1::InstanceUsage::default()
         };
         let node = v1::NodeUsage { cpus: 2, memory_total: 8 << 30, memory_available: 6 << 30, load1: 0.5 };
         let at = i64::try_from(calls).unwrap() * 1_000_000_000;

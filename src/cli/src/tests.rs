@@ -417,9 +417,12 @@ fn the_smaller_verbs_say_what_they_did() {
     assert_eq!(
         fake.run(&["top", "--sort-by", "cpu"]).out(),
         "node: 2 CPUs, load 0.50, memory 2.0Gi of 8.0Gi\n\n\
-         NAME    CPU(cores)   CPU%    MEMORY(bytes)   PROCESSES   THREADS\n\
-         web-0   250m         25.0%   5Mi             2           3\n"
+         NAME    CPU(cores)   CPU%    MEMORY(bytes)   FILES   READ   WRITTEN   PROCESSES   THREADS\n\
+         web-0   250m         25.0%   5Mi             12      0Ki    3Mi       2           3\n"
     );
+    let listed: serde_json::Value = serde_json::from_str(fake.run(&["top", "-o", "json"]).out()).unwrap();
+    assert_eq!(listed["items"][0]["cpu"], "250m");
+    assert_eq!(listed["items"][0]["rss"], 5 << 20);
     assert!(fake.run(&["completion", "bash"]).out().contains("ostler"));
     let described = fake.run(&["describe", "process/web"]);
     assert!(described.out().starts_with("Name:           web\nNamespace:      default\n"), "{}", described.out());

@@ -15,6 +15,7 @@ pub mod quantity;
 pub mod signal;
 pub mod suggest;
 pub mod time;
+pub mod usage;
 pub mod validate;
 
 pub use kinds::Kind;

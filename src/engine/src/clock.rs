@@ -57,7 +57,8 @@ impl Clock {
     }
 }
 
-fn wall() -> Timestamp {
+/// The machine's wall clock.
+pub(crate) fn wall() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }

@@ -10,6 +10,7 @@ pub mod driver;
 mod ports;
 mod queue;
 mod spawn;
+pub mod usage;
 
 pub use clock::Clock;
 pub use controller::{

@@ -233,7 +233,13 @@ impl Daemon {
             shutdown_deadline: Span::from_secs(60),
         };
         let driver = Simulation(world.clone());
-        let start = Start { options, store: Arc::clone(&store) as Arc<dyn Store>, driver, clock: Clock::simulated(at) };
+        let start = Start {
+            options,
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            driver,
+            clock: Clock::simulated(at),
+            sampler: ostler_engine::usage::Sampler::off(),
+        };
         let (controller, handle) = Controller::new(start).await.unwrap();
         Self { world, store, handle, running: tokio::spawn(controller.run()) }
     }

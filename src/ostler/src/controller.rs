@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use ostler_cli::OnShutdown;
 use ostler_core::Span;
 use ostler_engine::driver::{KeeperDriver, KeeperProgram};
+use ostler_engine::usage::{self, Sampler};
 use ostler_engine::{Clock, Controller, Ended, Options, Start, StartFailed};
 use ostler_keeper::wire;
 use ostler_server::{Daemon, Service, grpc};
@@ -95,7 +96,11 @@ async fn operate(
         stop_on_terminate: shared.on_shutdown == OnShutdown::Stop,
         shutdown_deadline: Span::from_secs(60),
     };
-    let start = Start { options, store: Arc::clone(&store), driver, clock: Clock::system() };
+    let sampler = Sampler::start(usage::Settings::default()).unwrap_or_else(|why| {
+        error!(%why, "cannot start a thread; the usage of instances is not known");
+        Sampler::off()
+    });
+    let start = Start { options, store: Arc::clone(&store), driver, clock: Clock::system(), sampler };
     let (controller, handle) = Controller::new(start).await?;
     let running = tokio::spawn(controller.run());
     let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

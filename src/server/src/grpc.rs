@@ -387,35 +387,19 @@ impl Ostler for Service {
     }
 
     async fn usage(&self, request: Request<v1::UsageRequest>) -> Answer<v1::UsageResponse> {
-        let mut selector = request.into_inner().selector.unwrap_or_default();
+        let v1::UsageRequest { selector, pss } = request.into_inner();
+        let mut selector = selector.unwrap_or_default();
         usage::KIND.name().clone_into(&mut selector.kind);
         let (entries, _) = Service::list(self, &Selection::parse(&selector)?)?;
-        let read = tokio::task::spawn_blocking(move || (usage::read(&entries), usage::node())).await;
-        let (instances, node) = read.map_err(|why| ApiError::new(Reason::InternalError, why.to_string()))?;
-        let instances = instances
-            .into_iter()
-            .map(|usage| v1::InstanceUsage {
-                instance: Some(reference(usage::KIND, &usage.namespace, &usage.name)),
-                pid: usage.pid,
-                cpu_time: usage.cpu_time,
-                rss: usage.rss,
-                processes: usage.processes,
-                threads: usage.threads,
-            })
-            .collect();
-        let node = v1::NodeUsage {
-            cpus: node.cpus,
-            memory_total: node.memory_total,
-            memory_available: node.memory_available,
-            load1: node.load1,
-        };
+        let instances = usage::read(self.controller.usage(), &entries, pss).await;
         let at = crate::service::now().as_micros() * 1000;
-        Ok(Response::new(v1::UsageResponse { instances, node: Some(node), at }))
+        Ok(Response::new(v1::UsageResponse { instances, node: Some(usage::node()), at }))
     }
 
     async fn info(&self, _request: Request<v1::InfoRequest>) -> Answer<v1::InfoResponse> {
         let overview = self.controller.overview().await.map_err(ApiError::from)?;
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        let cost = self.controller.usage().cost();
         Ok(Response::new(v1::InfoResponse {
             version: self.daemon.version.clone(),
             state_dir: self.daemon.state_dir.display().to_string(),
@@ -432,6 +416,8 @@ impl Ostler for Service {
             },
             instances: overview.instances as u64,
             open_files_limit: limit,
+            usage_samples: cost.samples,
+            usage_cpu_time: cost.cpu_time,
         }))
     }
 

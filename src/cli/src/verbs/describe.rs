@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::client::{Client, selector};
 use crate::ctx::Ctx;
-use crate::duration::age;
+use crate::duration::{age, human};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::kinds::Kind;
@@ -16,6 +16,7 @@ use crate::output::jsonpath::text;
 use crate::output::rows::{self, Columns};
 use crate::output::table::{Cell, Printer, row};
 use crate::targets;
+use crate::verbs::top::bytes;
 use crate::views;
 
 /// Show everything about objects, with their events
@@ -82,6 +83,16 @@ async fn page(client: &mut Client, kind: Kind, object: &v1::Object) -> Result<St
         Kind::Instance => {
             page.instance(&value, now);
             page.conditions(&value, now);
+            if value["status"]["pid"].is_i64() {
+                let names = vec![meta.name().to_owned()];
+                let wanted = v1::Selector { names, ..selector(Kind::Instance, &namespace) };
+                let mut api = client.api.clone();
+                let request = v1::UsageRequest { selector: Some(wanted), pss: true };
+                let told = client.once(api.usage(request)).await?;
+                for usage in &told.instances {
+                    page.usage(usage);
+                }
+            }
             page.history(&value, now)?;
             page.line("Logs", format_args!("ostler logs -n {namespace} {}", meta.name()));
         }
@@ -277,6 +288,38 @@ impl Page {
         self.template(&template);
     }
 
+    fn usage(&mut self, usage: &v1::InstanceUsage) {
+        let cpu = usage.cpu.map_or_else(|| "not measured yet".to_owned(), |cpu| format!("{cpu}m"));
+        self.line("CPU", format_args!("{cpu}, {:.1} s in all", usage.cpu_time as f64 / 1e9));
+        let mut memory = bytes(usage.rss);
+        if let Some(pss) = usage.pss {
+            let _ = write!(memory, ", shared pages divided {}", bytes(pss));
+        }
+        if let Some(growth) = usage.rss_per_hour {
+            let verb = if growth < 0.0 { "shrinks" } else { "grows" };
+            let _ = write!(memory, ", {verb} {}/h", bytes(growth.abs() as u64));
+        }
+        if let Some(seconds) = usage.memory_limit_in {
+            let _ = write!(memory, ", limit in {}", human(i64::try_from(seconds).unwrap_or(i64::MAX)));
+        }
+        self.line("Memory", memory);
+        let storage = match (usage.read_bytes, usage.written_bytes) {
+            (Some(read), Some(written)) => format!("{} read, {} written", bytes(read), bytes(written)),
+            _ => "unknown".to_owned(),
+        };
+        self.line("Storage", storage);
+        let network = match &usage.network {
+            Some(v1::instance_usage::Network::NetworkCounted(counted)) => {
+                format!("{} received, {} sent", bytes(counted.received), bytes(counted.sent))
+            }
+            Some(v1::instance_usage::Network::NetworkUnsupported(why)) => format!("Unsupported: {why}"),
+            None => "unknown".to_owned(),
+        };
+        self.line("Network", network);
+        let files = usage.open_files.map_or_else(|| "unknown".to_owned(), |count| count.to_string());
+        self.line("Tree", format_args!("{} processes, {} threads, {files} open files", usage.processes, usage.threads));
+    }
+
     fn rows(&mut self, title: &str, rows: &[Vec<Cell>]) -> Result<(), Error> {
         let mut out = Vec::new();
         Printer::new(false).print(&mut out, rows)?;
@@ -362,6 +405,30 @@ mod tests {
             "Controlled by:  process/web\nStatus:         Backoff (CrashLoop)\nAttempt:        3\nRestarts:       \
              2\nLast exit:      code 1 at 2026-01-01T00:59:00Z (60s ago)\nCommand:        sh -c 'exit 1'\nRestart \
              policy: Always\nHistory:\n  AGE   PHASE     REASON    MESSAGE\n  2m    Running   Started\n"
+        );
+    }
+
+    #[test]
+    fn usage_says_where_memory_goes_and_what_the_kernel_does_not_count() {
+        let mut page = Page::default();
+        page.usage(&v1::InstanceUsage {
+            cpu: Some(120),
+            cpu_time: 2_500_000_000,
+            rss: 100 << 20,
+            pss: Some(90 << 20),
+            rss_per_hour: Some(12.0 * f64::from(1 << 20)),
+            memory_limit_in: Some(3 * 3600),
+            open_files: Some(9),
+            processes: 2,
+            threads: 5,
+            network: Some(v1::instance_usage::Network::NetworkUnsupported("shared".into())),
+            ..v1::InstanceUsage::default()
+        });
+        assert_eq!(
+            page.text,
+            "CPU:            120m, 2.5 s in all\nMemory:         100Mi, shared pages divided 90Mi, grows 12Mi/h, limit \
+             in 3h\nStorage:        unknown\nNetwork:        Unsupported: shared\nTree:           2 processes, 5 \
+             threads, 9 open files\n"
         );
     }
 

@@ -37,6 +37,7 @@ pub(crate) async fn run(ctx: &mut Ctx, args: &Args) -> Result<Exit, Error> {
             "cgroups": info.cgroups, "bootId": info.boot_id, "startedAt": started.to_string(),
             "revision": info.revision, "store": info.store, "instances": info.instances,
             "openFilesLimit": info.open_files_limit,
+            "usageSamples": info.usage_samples, "usageCpuNanos": info.usage_cpu_time,
         });
         write_pretty(&mut *ctx.out, &value)?;
         return Ok(Exit::Ok);

@@ -13,6 +13,7 @@ use super::world::{Id, id};
 use super::writer::Ticket;
 use super::{Controller, Ended, Request};
 use crate::driver::Driver;
+use crate::usage::Sampler;
 
 /// Names an instance.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,7 +92,7 @@ pub struct Overview {
 
 /// The API's end of the controller's mailbox.
 #[derive(Clone, Debug)]
-pub struct Handle(mpsc::Sender<Command>);
+pub struct Handle(mpsc::Sender<Command>, Sampler);
 
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -103,8 +104,13 @@ pub(crate) enum Command {
 }
 
 impl Handle {
-    pub(crate) fn new(sender: mpsc::Sender<Command>) -> Self {
-        Self(sender)
+    pub(crate) fn new(sender: mpsc::Sender<Command>, sampler: Sampler) -> Self {
+        Self(sender, sampler)
+    }
+
+    /// What the instances use.
+    pub fn usage(&self) -> &Sampler {
+        &self.1
     }
 
     async fn ask<T>(&self, command: Command, answer: oneshot::Receiver<T>) -> Result<T, ActError> {

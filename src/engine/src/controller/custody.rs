@@ -14,6 +14,7 @@ use super::world::Id;
 use super::{Controller, Request};
 use crate::driver::{Driver, DriverEvent};
 use crate::spawn;
+use crate::usage::Target;
 
 /// What is known of the keeper itself.
 #[derive(Debug, Default)]
@@ -118,7 +119,19 @@ impl<D: Driver> Controller<D> {
             error!(name = state.name, "a state without a phase");
             return;
         };
+        self.sample(&id, &state);
         self.put_attempt(&id, attempt);
+    }
+
+    /// Has the usage of what runs sampled, and of what is over no more.
+    pub(crate) fn sample(&self, id: &Id, state: &wire::State) {
+        let Some(identity) = &state.identity else { return };
+        if over(state) {
+            self.sampler.untrack(id.clone(), Some(identity.pid));
+            return;
+        }
+        let target = Target { pid: identity.pid, start_time: identity.start_time, cgroup: state.cgroup.clone() };
+        self.sampler.track(id.clone(), target);
     }
 
     /// Takes what is known of an attempt into the world and has the instance looked at.

@@ -258,6 +258,7 @@ impl<D: Driver> Controller<D> {
 
     fn removed(&mut self, id: &Id) {
         let Some(entry) = self.world.remove_instance(id) else { return };
+        self.sampler.untrack(id.clone(), None);
         let metadata = &entry.object.metadata;
         self.remove_logs(&metadata.namespace, &metadata.name, &metadata.uid);
         self.queue.add(Request::Process(self::id(&metadata.namespace, &entry.object.spec.process)));

@@ -27,6 +27,7 @@ use self::writer::{Outcome, Writer};
 use crate::clock::Clock;
 use crate::driver::Driver;
 use crate::queue::Queue;
+use crate::usage::Sampler;
 
 /// An object that needs a look. Carries no event.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,6 +69,8 @@ pub struct Start<D> {
     pub driver: D,
     /// Time.
     pub clock: Clock,
+    /// What the instances use.
+    pub sampler: Sampler,
 }
 
 /// The reconciling loop and everything it knows.
@@ -76,6 +79,7 @@ pub struct Controller<D> {
     store: Arc<dyn Store>,
     driver: D,
     clock: Clock,
+    sampler: Sampler,
     queue: Queue<Request>,
     world: World,
     writer: Writer,
@@ -115,6 +119,7 @@ impl<D: Driver> Controller<D> {
             store: start.store,
             driver: start.driver,
             clock: start.clock,
+            sampler: start.sampler.clone(),
             queue: Queue::new(),
             world,
             custody: custody::Custody::default(),
@@ -124,7 +129,7 @@ impl<D: Driver> Controller<D> {
             ending: None,
             upgrading: None,
         };
-        Ok((controller, Handle::new(sender)))
+        Ok((controller, Handle::new(sender, start.sampler)))
     }
 
     /// Runs until the daemon is to end. Returns the driver, so that the keeper can be told when the store is closed.

@@ -489,6 +489,9 @@ pub struct UsageRequest {
     /// kind Instance
     #[prost(message, optional, tag = "1")]
     pub selector: ::core::option::Option<Selector>,
+    /// also the proportional set size, which costs the kernel some time
+    #[prost(bool, tag = "2")]
+    pub pss: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UsageResponse {
@@ -500,7 +503,7 @@ pub struct UsageResponse {
     #[prost(int64, tag = "3")]
     pub at: i64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InstanceUsage {
     #[prost(message, optional, tag = "1")]
     pub instance: ::core::option::Option<Reference>,
@@ -516,6 +519,52 @@ pub struct InstanceUsage {
     pub processes: u32,
     #[prost(uint32, tag = "6")]
     pub threads: u32,
+    /// thousandths of a core over the last interval; absent before there are two samples
+    #[prost(uint32, optional, tag = "7")]
+    pub cpu: ::core::option::Option<u32>,
+    /// descriptors open in the whole tree; absent when the kernel does not tell
+    #[prost(uint32, optional, tag = "8")]
+    pub open_files: ::core::option::Option<u32>,
+    /// bytes read from and written to storage; absent when the kernel does not tell
+    #[prost(uint64, optional, tag = "9")]
+    pub read_bytes: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "10")]
+    pub written_bytes: ::core::option::Option<u64>,
+    /// resident memory with shared pages divided among those who share them, bytes; only when asked for
+    #[prost(uint64, optional, tag = "11")]
+    pub pss: ::core::option::Option<u64>,
+    /// one value a minute, the oldest first: thousandths of a core, bytes
+    #[prost(uint32, repeated, tag = "14")]
+    pub cpu_history: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint64, repeated, tag = "15")]
+    pub rss_history: ::prost::alloc::vec::Vec<u64>,
+    /// where memory is going, bytes an hour; absent when it follows no line
+    #[prost(double, optional, tag = "16")]
+    pub rss_per_hour: ::core::option::Option<f64>,
+    /// seconds until the limit of memory is reached if it goes on like that
+    #[prost(uint64, optional, tag = "17")]
+    pub memory_limit_in: ::core::option::Option<u64>,
+    #[prost(oneof = "instance_usage::Network", tags = "12, 13")]
+    pub network: ::core::option::Option<instance_usage::Network>,
+}
+/// Nested message and enum types in `InstanceUsage`.
+pub mod instance_usage {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Network {
+        /// the kernel counts by network namespace, and it has none of its own; why in words
+        #[prost(string, tag = "12")]
+        NetworkUnsupported(::prost::alloc::string::String),
+        #[prost(message, tag = "13")]
+        NetworkCounted(super::NetworkUsage),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkUsage {
+    /// bytes, loopback aside
+    #[prost(uint64, tag = "1")]
+    pub received: u64,
+    #[prost(uint64, tag = "2")]
+    pub sent: u64,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct NodeUsage {
@@ -560,6 +609,11 @@ pub struct InfoResponse {
     /// soft limit of open files
     #[prost(uint64, tag = "12")]
     pub open_files_limit: u64,
+    /// what sampling usage has cost so far: samples, and CPU time in nanoseconds
+    #[prost(uint64, tag = "13")]
+    pub usage_samples: u64,
+    #[prost(uint64, tag = "14")]
+    pub usage_cpu_time: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BackupRequest {}

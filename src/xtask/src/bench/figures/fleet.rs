@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 
 use super::ms;
 use crate::bench::board::{self, Began};
@@ -135,6 +135,34 @@ pub(super) fn idle(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     daemon.stop()?;
     let what = format!("CPU per second, {} settled instances", bench.instances);
     Ok(vec![Figure::median("idle", what, "ms", Target::AtMost(1.0), samples).note(note)])
+}
+
+/// The cost of a sample as the daemon counts it itself, and of everything together while nothing else happens.
+pub(super) fn sampling(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
+    let daemon = Daemon::ready(bench, "sampling")?;
+    apply(bench, &daemon, &fleet(bench, &daemon, bench.instances)?, bench.instances)?;
+    daemon.settle(Duration::from_secs(10))?;
+    let cost = || -> anyhow::Result<(f64, f64)> {
+        let info: serde_json::Value = serde_json::from_str(&daemon.cli(&["info", "-o", "json"])?)?;
+        let field = |name: &str| info[name].as_f64().with_context(|| format!("info has no {name}"));
+        Ok((field("usageSamples")?, field("usageCpuNanos")?))
+    };
+    let (mut each, mut all) = (Vec::new(), Vec::new());
+    for _ in 0..bench.reps {
+        let (samples, nanos) = cost()?;
+        let (idle, _) = idle_cpu(&daemon, 1)?;
+        all.extend(idle);
+        let (more, later) = cost()?;
+        ensure!(more > samples, "no sample was taken in {} s", IDLE.as_secs());
+        each.push((later - nanos) / (more - samples) / 1e3);
+    }
+    daemon.stop()?;
+    let what = format!("CPU per sample, {} instances of one process each", bench.instances);
+    let idle = format!("CPU per second, {} instances sampled every 10 s", bench.instances);
+    Ok(vec![
+        Figure::median("sampling", what, "us", Target::AtMost(10.0), each),
+        Figure::median("sampling", idle, "ms", Target::AtMost(3.0), all),
+    ])
 }
 
 /// Milliseconds of CPU time for each second of each look, and what part is whose.
