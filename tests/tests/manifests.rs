@@ -61,7 +61,10 @@ fn every_example_has_a_test_and_is_valid() {
         .filter(|name| name != "README.md")
         .collect();
     names.sort();
-    assert_eq!(names, ["crashy.yaml", "demo", "jobs-like.yaml", "namespaces.yaml", "web.yaml", "worker.yaml"]);
+    assert_eq!(
+        names,
+        ["crashy.yaml", "demo", "fallback.yaml", "jobs-like.yaml", "namespaces.yaml", "web.yaml", "worker.yaml"]
+    );
     let daemon = ostler_tests::Setup::default().prepare();
     let said = daemon.ok(&["validate", "-R", "-f", manifests().to_str().unwrap()]);
     assert!(said.lines().all(|line| line.ends_with(" valid")), "{said}");
@@ -112,6 +115,32 @@ fn crashy_backs_off_and_its_breaker_opens() {
     assert!(daemon.ok(&["events"]).contains("CircuitOpen"));
     daemon.ok(&["start", "process/crashy"]);
     daemon.instance_when("crashy-0", "started again", |it| it.restarts() > 4);
+}
+
+#[test]
+fn fallback_serves_in_the_place_of_what_cannot_start() {
+    let daemon = Daemon::start();
+    example(&daemon, "fallback.yaml");
+    let said = daemon.ok(&["describe", "process/shop"]);
+    assert!(said.contains("profile Worker × 2"), "{said}");
+    let instance =
+        daemon.instance_when("shop-0", "falling back", |it| it.phase() == "Running" && it.reason() == "Fallback");
+    assert_eq!((instance.ready(), instance.restarts()), (false, 3), "two retries, then the fallback");
+    assert_eq!(instance.last_exit()["code"], 3);
+    assert_eq!(
+        (&instance.last_exit()["cause"], &instance.last_exit()["severity"]),
+        (&"Crash".into(), &"Critical".into())
+    );
+    assert_serves(std::slice::from_ref(&instance));
+    let fallback = proc::identity(instance.pid().unwrap()).unwrap();
+    daemon.kill_controller();
+    daemon.answers();
+    assert!(proc::lives(fallback));
+    daemon.ok(&["restart", "process/shop"]);
+    daemon.instance_when("shop-0", "tried again and given up again", |it| {
+        it.restarts() == 7 && it.phase() == "Running" && it.reason() == "Fallback"
+    });
+    assert!(!proc::lives(fallback));
 }
 
 #[test]

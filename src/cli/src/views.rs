@@ -218,6 +218,10 @@ pub(crate) struct LastExit {
     /// It could not be started; why.
     pub(crate) error: Option<String>,
     pub(crate) at: Option<String>,
+    /// Why it ended, when nobody asked.
+    pub(crate) cause: Option<String>,
+    /// How bad that was.
+    pub(crate) severity: Option<String>,
 }
 
 impl LastExit {

@@ -12,6 +12,7 @@ pub mod name;
 pub mod object;
 pub mod plan;
 pub mod quantity;
+pub mod restart;
 pub mod signal;
 pub mod suggest;
 pub mod time;

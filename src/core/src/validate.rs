@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::kinds::{Kind, Port, PortNumber, Process, ProcessSpec};
+use crate::kinds::{EndCause, Kind, Port, PortNumber, Process, ProcessSpec, Restart, RestartPolicy};
 use crate::meta::Metadata;
 use crate::time::Span;
 use crate::{name, signal};
@@ -128,6 +128,20 @@ fn spec(spec: &ProcessSpec, found: &mut Findings) {
             found.add("spec.circuitBreaker.window", "must not be zero");
         }
     }
+    if let Some(restart) = &spec.restart {
+        self::restart(restart, spec, found);
+    }
+    if let Some(fallback) = &spec.fallback {
+        if fallback.command.first().is_none_or(String::is_empty) {
+            found.add("spec.fallback.command", "a program is needed, such as command: [\"./safe-mode\"]");
+        }
+        for (index, _) in fallback.command.iter().enumerate().filter(|(_, word)| word.contains('\0')) {
+            found.add(format!("spec.fallback.command[{index}]"), "must not contain a NUL character");
+        }
+        if spec.restart_policy == RestartPolicy::Never {
+            found.add("spec.fallback", "is never used with restartPolicy: Never, which never retries");
+        }
+    }
     if spec.success_exit_codes.is_empty() {
         found.add("spec.successExitCodes", "at least one code; 0 is the default");
     }
@@ -140,6 +154,29 @@ fn spec(spec: &ProcessSpec, found: &mut Findings) {
     }
     if spec.logs.max_files == 1 {
         found.add("spec.logs.maxFiles", "at least 2, so that a rotation keeps what was just written; or 0 for all");
+    }
+}
+
+fn restart(restart: &Restart, spec: &ProcessSpec, found: &mut Findings) {
+    let severities = &restart.severities;
+    for (name, value) in
+        [("warning", severities.warning), ("critical", severities.critical), ("emergency", severities.emergency)]
+    {
+        if !(0.01..=100.0).contains(&value) {
+            found.add(format!("spec.restart.severities.{name}"), "from 0.01 to 100");
+        }
+    }
+    for cause in EndCause::ALL {
+        let Some(instead) = restart.of(cause) else { continue };
+        let field = format!("spec.restart.{}", Restart::field(cause));
+        if instead.factor.is_some_and(|factor| !(1.0..=100.0).contains(&factor)) {
+            found.add(format!("{field}.factor"), "from 1 to 100");
+        }
+        let max = instead.max.unwrap_or(spec.backoff.max);
+        if instead.initial.unwrap_or(spec.backoff.initial) > max {
+            let part = if instead.initial.is_some() { "initial" } else { "max" };
+            found.add(format!("{field}.{part}"), format!("initial must not be longer than max ({max})"));
+        }
     }
 }
 
@@ -191,6 +228,8 @@ mod tests {
             "ports": [{"name": "http", "port": 80}, {"name": "http", "port": "auto"}, {"name": "Not", "port": "auto"}],
             "backoff": {"factor": 0.5, "jitter": 2.0, "initial": "10m"},
             "circuitBreaker": {"failures": 0, "window": "0s"},
+            "restart": {"severities": {"warning": 0.0}, "onCrash": {"factor": 0.1, "initial": "6m"}, "onStartup": {"max": "1s"}},
+            "fallback": {"command": []}, "restartPolicy": "Never",
             "stop": {"signal": "SIGTREM"}, "logs": {"maxSize": 10, "maxFiles": 1}, "successExitCodes": [],
         }));
         assert_eq!(
@@ -209,6 +248,12 @@ mod tests {
                 "spec.backoff.initial",
                 "spec.circuitBreaker.failures",
                 "spec.circuitBreaker.window",
+                "spec.restart.severities.warning",
+                "spec.restart.onCrash.factor",
+                "spec.restart.onCrash.initial",
+                "spec.restart.onStartup.max",
+                "spec.fallback.command",
+                "spec.fallback",
                 "spec.successExitCodes",
                 "spec.stop.signal",
                 "spec.logs.maxSize",

@@ -34,7 +34,11 @@ pub(crate) fn command(instance: &Instance, attempt: u64, now: Timestamp) -> Resu
     let identity = identity(spec).map_err(|message| StartError { kind: StartErrorKind::BadUser, message, at: now })?;
     let env = environment(instance, &identity);
     let lookup = |name: &str| env.get(name).cloned();
-    let argv = spec.command.iter().chain(&spec.args).map(|word| expand(word, lookup).into_bytes()).collect();
+    let words: Vec<&String> = match &spec.fallback {
+        Some(fallback) if instance.status.fallback.is_some() => fallback.command.iter().collect(),
+        Some(_) | None => spec.command.iter().chain(&spec.args).collect(),
+    };
+    let argv = words.into_iter().map(|word| expand(word, lookup).into_bytes()).collect();
     let metadata = &instance.metadata;
     Ok(wire::Spawn {
         id: metadata.uid.clone(),

@@ -16,7 +16,11 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// What a simulated process does, told by its argv: `live`, `stubborn` (ignores TERM), `exit CODE AFTER_MS`, `missing`.
+#[path = "simulation/restarts.rs"]
+mod restarts;
+
+/// What a simulated process does, told by its argv: `live`, `stubborn` (ignores TERM),
+/// `exit CODE AFTER_MS`, `fault` (SIGSEGV), `unknown` (nobody sees its end), `missing`.
 #[derive(Clone, Debug)]
 struct Simulated {
     attempt: u64,
@@ -107,10 +111,15 @@ impl World {
         assert!(!keeper.attempts.contains_key(&key), "{}: attempt {} was used twice", spawn.name, spawn.attempt);
         let argv: Vec<String> = spawn.argv.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect();
         let started_at = self.nanos();
-        let ends = (argv[0] == "exit").then(|| {
-            let after = Duration::from_millis(argv[2].parse().unwrap());
-            (Instant::now() + after, wire::exit::Status::Code(argv[1].parse().unwrap()))
-        });
+        let ends = match argv[0].as_str() {
+            "exit" => {
+                let after = Duration::from_millis(argv[2].parse().unwrap());
+                Some((Instant::now() + after, wire::exit::Status::Code(argv[1].parse().unwrap())))
+            }
+            "fault" => Some((Instant::now(), wire::exit::Status::Signal(11))),
+            "unknown" => Some((Instant::now(), wire::exit::Status::Unknown("nobody saw it".to_owned()))),
+            _ => None,
+        };
         let failed = (argv[0] == "missing").then(|| wire::SpawnError {
             stage: wire::spawn_error::Stage::Exec.into(),
             errno: 2,

@@ -193,13 +193,17 @@ fn wants_text(message: &str) -> bool {
 
 /// Resolves what a Process says relative to its manifest. What is not of the expected type is left to be refused.
 fn absolute_paths(spec: &mut Map<String, Value>, base: &Path) {
-    if let Some(Value::String(program)) = spec.get_mut("command").and_then(|command| command.get_mut(0))
-        && program.contains('/')
-        // Where a variable begins the path, its value decides.
-        && !program.starts_with("$(")
-    {
-        *program = absolute(base, program);
-    }
+    let resolve = |command: Option<&mut Value>| {
+        if let Some(Value::String(program)) = command.and_then(|command| command.get_mut(0))
+            && program.contains('/')
+            // Where a variable begins the path, its value decides.
+            && !program.starts_with("$(")
+        {
+            *program = absolute(base, program);
+        }
+    };
+    resolve(spec.get_mut("command"));
+    resolve(spec.get_mut("fallback").and_then(|fallback| fallback.get_mut("command")));
     match spec.get_mut("workingDir") {
         Some(Value::String(directory)) => *directory = absolute(base, directory),
         Some(_) => {}

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
+use ostler_core::kinds::{EndCause, ProcessSpec, Severities, Severity};
+use ostler_core::restart;
 use ostler_rpc::v1;
 use serde_json::Value;
 
@@ -213,10 +215,44 @@ impl Page {
                 ),
             );
         }
+        self.restarts(spec);
         let stop = &spec["stop"];
         if stop.is_object() {
             self.line("Stop", format_args!("{}, SIGKILL after {}", text(&stop["signal"]), text(&stop["gracePeriod"])));
         }
+    }
+
+    /// The policy that follows each end, as it comes out when everything is multiplied.
+    fn restarts(&mut self, spec: &Value) {
+        if let Some(words) = spec["fallback"]["command"].as_array() {
+            let words: Vec<String> = words.iter().map(text).collect();
+            self.line("Fallback", rows::command(Some(&words)));
+        }
+        // A newer daemon may know more than this program; then the fields above have to do.
+        let Ok(spec) = serde_json::from_value::<ProcessSpec>(spec.clone()) else { return };
+        let Some(restart) = &spec.restart else { return };
+        let Severities { warning, critical, emergency } = &restart.severities;
+        let profile =
+            restart.profile.map_or("none".to_owned(), |kind| format!("{} × {}", kind.name(), kind.multiplier()));
+        self.line(
+            "Restarts",
+            format_args!("profile {profile}; warning × {warning}, critical × {critical}, emergency × {emergency}"),
+        );
+        let mut rows = vec![row(["AFTER", "FIRST DELAY", "FACTOR", "UP TO", "RETRIES", "COUNTED"])];
+        for cause in EndCause::ALL {
+            let policy = restart::policy(&spec, cause, Severity::Critical);
+            let backoff = &policy.backoff;
+            rows.push(row([
+                cause.name(),
+                &backoff.initial.to_string(),
+                &format!("× {}", backoff.factor),
+                &backoff.max.to_string(),
+                &backoff.max_retries.map_or("no limit".to_owned(), |most| most.to_string()),
+                if policy.own_count { "by itself" } else { "with others" },
+            ]));
+        }
+        // Writing into memory does not fail.
+        let _ = self.rows("Restart policies, critical ends", &rows);
     }
 
     fn process(&mut self, value: &Value) {
@@ -258,7 +294,14 @@ impl Page {
             let why = why.map_or(String::new(), |why| format!(": {why}"));
             let at = exit.at.as_deref();
             let ago = at.map_or(String::new(), |at| format!(" at {at} ({} ago)", age(Some(at), now)));
-            self.line("Last exit", format_args!("{}{why}{ago}", exit.text()));
+            let cause = match (&exit.cause, &exit.severity) {
+                (Some(cause), Some(severity)) => format!("; {cause}, {severity}"),
+                (_, _) => String::new(),
+            };
+            self.line("Last exit", format_args!("{}{why}{ago}{cause}", exit.text()));
+        }
+        if let Some(since) = status["fallback"]["since"].as_str() {
+            self.line("In its place", format_args!("the fallback, since {since} ({} ago)", age(Some(since), now)));
         }
         self.field("Next start", &status["nextStartAt"]);
         let breaker = &status["breaker"];
@@ -430,6 +473,33 @@ mod tests {
              in 3h\nStorage:        unknown\nNetwork:        Unsupported: shared\nTree:           2 processes, 5 \
              threads, 9 open files\n"
         );
+    }
+
+    #[test]
+    fn the_policy_that_follows_each_end_is_shown_as_it_comes_out() {
+        let mut page = Page::default();
+        page.restarts(&json!({"command": ["x"], "fallback": {"command": ["safe", "mode"]},
+            "backoff": {"initial": "1s", "max": "1m", "maxRetries": 3},
+            "restart": {"profile": "Scheduler", "onLiveness": {"initial": "10s", "factor": 1.5}}}));
+        let shown: Vec<String> =
+            page.text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(
+            shown,
+            [
+                "Fallback: safe mode",
+                "Restarts: profile Scheduler × 2.5; warning × 0.5, critical × 1, emergency × 2",
+                "Restart policies, critical ends:",
+                "AFTER FIRST DELAY FACTOR UP TO RETRIES COUNTED",
+                "Crash 2s500ms × 2 2m30s 8 with others",
+                "ExecFailure 2s500ms × 2 2m30s 8 with others",
+                "Startup 2s500ms × 2 2m30s 8 with others",
+                "Liveness 25s × 1.5 2m30s 8 by itself",
+                "Resource 2s500ms × 2 2m30s 8 with others",
+            ]
+        );
+        let mut plain = Page::default();
+        plain.restarts(&json!({"command": ["x"]}));
+        assert_eq!(plain.text, "");
     }
 
     #[test]

@@ -105,6 +105,12 @@ pub struct InstanceStatus {
     /// Attempts in a row that failed; decides when to give up.
     #[serde(skip_serializing_if = "is_zero")]
     pub failures: u32,
+    /// The same two counts for each cause that `restart` has an override for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub counts: Vec<EndCount>,
+    /// It runs the fallback command, since retries were exhausted; until the generation is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<FallbackSince>,
     /// The circuit breaker, when it has something to remember.
     #[serde(skip_serializing_if = "Breaker::is_idle")]
     pub breaker: Breaker,
@@ -226,6 +232,32 @@ impl EndCause {
             Self::Resource => "Resource",
         }
     }
+}
+
+/// Attempts in a row that ended for one cause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EndCount {
+    /// The cause.
+    pub cause: EndCause,
+    /// How many; decides the backoff.
+    pub streak: u32,
+    /// How many that count against `maxRetries`.
+    pub failures: u32,
+}
+
+/// Since when the fallback command runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FallbackSince {
+    /// When the command was given up.
+    pub since: Timestamp,
+    /// Generation of the instance at that time: a change of its spec returns to the command.
+    pub generation: u64,
+    /// Why the command was given up.
+    pub message: String,
 }
 
 /// How bad an end was.

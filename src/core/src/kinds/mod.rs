@@ -4,13 +4,14 @@ mod event;
 mod instance;
 mod namespace;
 mod process;
+mod restart;
 
 use std::fmt;
 
 pub use event::{Event, EventType, ObjectReference};
 pub use instance::{
-    Breaker, EndCause, Exit, ExitStatus, HistoryEntry, Identity, Instance, InstanceSpec, InstanceStatus, Phase,
-    Severity, StopReason, Stopping, Verdict,
+    Breaker, EndCause, EndCount, Exit, ExitStatus, FallbackSince, HistoryEntry, Identity, Instance, InstanceSpec,
+    InstanceStatus, Phase, Severity, StopReason, Stopping, Verdict,
 };
 pub use namespace::{Namespace, NamespacePhase, NamespaceSpec, NamespaceStatus};
 pub use process::{
@@ -18,6 +19,7 @@ pub use process::{
     RESTARTED_AT, RestartPolicy, STOPPED_AT, Stop, WhenBlocked,
 };
 
+pub use restart::{Fallback, Profile, Restart, RestartOverride, Severities};
 use serde::{Deserialize, Serialize};
 
 use crate::time::Timestamp;

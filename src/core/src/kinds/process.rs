@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Condition;
+use super::{Condition, Fallback, Restart};
 use crate::meta::Metadata;
 use crate::quantity::Bytes;
 use crate::time::Span;
@@ -74,6 +74,14 @@ pub struct ProcessSpec {
     /// Stops restarting for a while after too many failures; off unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub circuit_breaker: Option<CircuitBreaker>,
+    /// Restarts that depend on why an attempt ended, how bad that was, and what kind of program it is; without it,
+    /// every end is treated alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Box<Restart>>,
+    /// What runs instead when retries are exhausted or cannot help, until the spec changes or `ostler restart`; nothing
+    /// unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
     /// Exit codes that count as success; [0] unless given.
     #[serde(default = "success")]
     pub success_exit_codes: Vec<u8>,
@@ -327,6 +335,8 @@ impl ProcessSpec {
             restart_policy: _,
             backoff: _,
             circuit_breaker: _,
+            restart: _,
+            fallback: _,
             success_exit_codes: _,
             stop: _,
             logs: _,
@@ -401,6 +411,8 @@ mod tests {
             ("restartPolicy", serde_json::json!("Never")),
             ("stop", serde_json::json!({"gracePeriod": "1s"})),
             ("logs", serde_json::json!({"maxFiles": 9})),
+            ("restart", serde_json::json!({"profile": "Batch"})),
+            ("fallback", serde_json::json!({"command": ["true"]})),
         ] {
             assert_eq!(with(key, value).revision(), base.revision(), "{key}");
         }

@@ -6,12 +6,12 @@
 use crate::backoff;
 use crate::breaker::{self, Change};
 use crate::kinds::{
-    Condition, EndCause, Exit, ExitStatus, HistoryEntry, Identity, Instance, InstanceStatus, Phase, RestartPolicy,
-    Severity, StopReason, Stopping, Truth, Verdict, set_condition,
+    Condition, EndCause, EndCount, Exit, ExitStatus, FallbackSince, HistoryEntry, Identity, Instance, InstanceStatus,
+    Phase, RestartPolicy, Severity, StopReason, Stopping, Truth, Verdict, set_condition,
 };
 use crate::plan::Note;
 use crate::time::{Span, Timestamp};
-use crate::{kinds, signal};
+use crate::{kinds, restart, signal};
 
 /// What custody shows of one instance.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -245,7 +245,19 @@ impl Planner<'_> {
             self.idle(want);
         }
         let status = &mut self.plan.status;
-        status.ready = status.phase == Phase::Running;
+        // What was declared is what is counted on.
+        status.ready = status.phase == Phase::Running && status.fallback.is_none();
+        if status.fallback.is_some() || status.conditions.iter().any(|condition| condition.kind == "Fallback") {
+            let reason = if status.fallback.is_some() { "RetriesExhausted" } else { "CommandRuns" };
+            let condition = Condition {
+                kind: "Fallback".to_owned(),
+                status: Truth::from(status.fallback.is_some()),
+                reason: reason.to_owned(),
+                message: status.fallback.as_ref().map(|fallback| fallback.message.clone()).unwrap_or_default(),
+                ..Condition::default()
+            };
+            set_condition(&mut status.conditions, condition, self.now);
+        }
         let condition = Condition {
             kind: "Ready".to_owned(),
             status: Truth::from(status.ready),
@@ -288,7 +300,10 @@ impl Planner<'_> {
         let asked = stopping.filter(|stopping| stopping.reason.is_asked());
         if let Some(stopping) = asked {
             self.enter_at(Phase::Stopped, stopping.reason.name(), story, at);
+            // The end of the daemon is nobody's word about the command that was given up.
+            let fallback = self.plan.status.fallback.take().filter(|_| stopping.reason == StopReason::Shutdown);
             self.forgive();
+            self.plan.status.fallback = fallback;
         } else if reboot {
             self.plan.notes.push(Note::warning("Lost", "it ran before the machine was rebooted"));
             self.enter_at(Phase::Lost, "Rebooted", "it ran before the machine was rebooted".to_owned(), at);
@@ -320,10 +335,9 @@ impl Planner<'_> {
             && matches!(exit, ExitStatus::Code(code)
             if template.success_exit_codes.iter().any(|good| i32::from(*good) == code));
         let status = &mut self.plan.status;
+        let rules = restart::policy(template, cause, severity);
         if at.since(attempt.started_at) >= template.backoff.reset_after {
-            status.streak = 0;
-            status.failures = 0;
-            status.breaker = kinds::Breaker::default();
+            forget_ends(status);
         }
         let reason = match (cause, error) {
             (_, Some(error)) => error.kind.reason(),
@@ -337,16 +351,18 @@ impl Planner<'_> {
             (exit.cause, exit.severity) = (Some(cause), Some(severity));
         }
         let exhausted = error.is_some_and(|error| error.kind == StartErrorKind::ResourcesExhausted);
-        status.streak += 1;
         let mut change = Change::None;
         if success {
             status.failures = 0;
-        } else if !exhausted {
-            // A machine without free processes says nothing about this program.
-            status.failures += 1;
-            if let Some(policy) = &template.circuit_breaker {
-                change = breaker::failed(&mut status.breaker, policy, at);
-            }
+            status.counts.iter_mut().for_each(|count| count.failures = 0);
+        }
+        // A success is not held against a cause; a machine without free processes says nothing about this program.
+        let failed = u32::from(!success && !exhausted);
+        let (streak, failures) = count_end(status, rules.own_count.then_some(cause).filter(|_| !success), failed);
+        if failed > 0
+            && let Some(policy) = &template.circuit_breaker
+        {
+            change = breaker::failed(&mut status.breaker, policy, at);
         }
         let again = match policy {
             RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
@@ -354,14 +370,14 @@ impl Planner<'_> {
             RestartPolicy::Never => false,
         };
         let terminal = error.is_some_and(|error| !error.kind.is_retryable());
-        let gave_up = template.backoff.max_retries.is_some_and(|most| status.failures > most);
+        let gave_up = rules.backoff.max_retries.is_some_and(|most| failures > most);
         if !again || terminal || gave_up {
             status.done = true;
             status.next_start_at = None;
             let (phase, reason) = if success {
                 (Phase::Stopped, "Completed")
             } else if gave_up && again && !terminal {
-                let message = format!("gave up after {} restarts in a row: {story}", status.failures - 1);
+                let message = format!("gave up after {} restarts in a row: {story}", failures - 1);
                 self.plan.notes.push(Note::warning("RetriesExhausted", message));
                 (Phase::Failed, "RetriesExhausted")
             } else {
@@ -371,7 +387,7 @@ impl Planner<'_> {
             return;
         }
         let seed = seed(&self.instance.metadata.uid, attempt.number);
-        let mut next = backoff::next_start(&template.backoff, status.streak, seed, attempt.started_at, at);
+        let mut next = backoff::next_start(&rules.backoff, streak, seed, attempt.started_at, at);
         let mut reason = reason;
         if let (Change::Opened, Some(until)) = (change, status.breaker.open_until) {
             next = next.max(until);
@@ -405,7 +421,7 @@ impl Planner<'_> {
             (Want::Stop, _) if self.instance.spec.stopped_at.is_none() => Some(StopReason::Shutdown),
             (Want::Stop, _) => Some(StopReason::Stopped),
             (Want::Run, AttemptState::LeaderExited { .. }) => Some(StopReason::LeaderExited),
-            (Want::Run, _) if self.is_outdated() => Some(StopReason::Replaced),
+            (Want::Run, _) if self.is_outdated() || self.is_over_fallback() => Some(StopReason::Replaced),
             (Want::Run, _) if self.is_restart_due() => Some(StopReason::Restarted),
             (Want::Run, _) => self.verdict(attempt).map(|verdict| StopReason::of(verdict.cause)),
         };
@@ -436,7 +452,10 @@ impl Planner<'_> {
             }
         }
         // An instance that crashes at once must not seem to have begun after its end.
-        self.enter_at(Phase::Running, "Running", String::new(), since);
+        match self.plan.status.fallback.as_ref().map(|fallback| fallback.message.clone()) {
+            Some(message) => self.enter_at(Phase::Running, "Fallback", message, since),
+            None => self.enter_at(Phase::Running, "Running", String::new(), since),
+        }
     }
 
     fn stop(&mut self, attempt: &Attempt, reason: Option<StopReason>) {
@@ -553,10 +572,22 @@ impl Planner<'_> {
     fn start_when_due(&mut self) {
         let spec = &self.instance.spec;
         let asked = spec.started_at > self.plan.status.start_answered;
-        if asked || self.is_restart_due() || (self.plan.status.attempt > 0 && self.is_outdated()) {
+        if asked
+            || self.is_restart_due()
+            || (self.plan.status.attempt > 0 && self.is_outdated())
+            || self.is_over_fallback()
+        {
             self.forgive();
         }
         let status = &mut self.plan.status;
+        let given_up = status.done
+            && status.phase == Phase::Failed
+            && spec.template.restart_policy != RestartPolicy::Never
+            && spec.template.fallback.is_some();
+        if given_up && status.fallback.is_none() {
+            self.fall_back();
+            return;
+        }
         if status.done {
             return;
         }
@@ -594,6 +625,30 @@ impl Planner<'_> {
         self.plan.status.revision != self.instance.spec.revision
     }
 
+    /// From now on the fallback command runs instead.
+    fn fall_back(&mut self) {
+        let since = self.now;
+        let generation = self.instance.metadata.generation;
+        let status = &mut self.plan.status;
+        let message = format!("{}: {}", status.reason, status.message);
+        forget_ends(status);
+        status.done = false;
+        status.next_start_at = None;
+        status.fallback = Some(FallbackSince { since, generation, message: message.clone() });
+        self.plan.notes.push(Note::warning("Fallback", format!("runs the fallback command, since {message}")));
+        // What is started has to be known to a controller that finds it running.
+        self.plan.actions.push(Action::Record);
+        self.enter(Phase::Pending, "Fallback", message);
+    }
+
+    /// It runs the fallback although the spec has changed since.
+    fn is_over_fallback(&self) -> bool {
+        let fallback = self.plan.status.fallback.as_ref();
+        fallback.is_some_and(|fallback| {
+            fallback.generation != self.instance.metadata.generation || self.instance.spec.template.fallback.is_none()
+        })
+    }
+
     fn is_restart_due(&self) -> bool {
         self.instance.spec.restarted_at > self.plan.status.restarted_at
     }
@@ -601,9 +656,8 @@ impl Planner<'_> {
     /// Lets it start at once, as if nothing bad had ever happened.
     fn forgive(&mut self) {
         let status = &mut self.plan.status;
-        status.streak = 0;
-        status.failures = 0;
-        status.breaker = kinds::Breaker::default();
+        forget_ends(status);
+        status.fallback = None;
         status.done = false;
         status.next_start_at = None;
     }
@@ -633,6 +687,31 @@ impl Planner<'_> {
         status.history.push(HistoryEntry { phase, at, reason: reason.to_owned(), message: message.clone() });
         status.message = message;
     }
+}
+
+/// Nothing bad has happened.
+fn forget_ends(status: &mut InstanceStatus) {
+    status.streak = 0;
+    status.failures = 0;
+    status.counts = Vec::new();
+    status.breaker = kinds::Breaker::default();
+}
+
+/// Counts an end, by itself or among those of its cause; the streak and the failures in a row that it belongs to.
+fn count_end(status: &mut InstanceStatus, own: Option<EndCause>, failed: u32) -> (u32, u32) {
+    let Some(cause) = own else {
+        status.streak += 1;
+        status.failures += failed;
+        return (status.streak, status.failures);
+    };
+    let index = status.counts.iter().position(|count| count.cause == cause).unwrap_or_else(|| {
+        status.counts.push(EndCount { cause, streak: 0, failures: 0 });
+        status.counts.len() - 1
+    });
+    let count = &mut status.counts[index];
+    count.streak += 1;
+    count.failures += failed;
+    (count.streak, count.failures)
 }
 
 /// Why an attempt ended, how bad that is, and the whole story; as if nobody had asked for it.

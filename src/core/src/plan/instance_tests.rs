@@ -7,6 +7,9 @@ use super::*;
 use crate::kinds::{InstanceSpec, ProcessSpec};
 use crate::meta::Metadata;
 
+#[path = "restart_tests.rs"]
+mod restarts;
+
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_micros(millis * 1000)
 }
@@ -48,6 +51,8 @@ struct World {
     spawned: Vec<(u64, Timestamp)>,
     wake_at: Option<Timestamp>,
     notes: Vec<&'static str>,
+    /// The same, with the time.
+    told: Vec<(&'static str, Timestamp)>,
     signals: Vec<i32>,
     kills: u32,
     removed: bool,
@@ -62,6 +67,7 @@ impl World {
             spawned: Vec::new(),
             wake_at: None,
             notes: Vec::new(),
+            told: Vec::new(),
             signals: Vec::new(),
             kills: 0,
             removed: false,
@@ -75,6 +81,7 @@ impl World {
             self.instance.status = plan.status;
             self.wake_at = plan.wake_at;
             self.notes.extend(plan.notes.iter().map(|note| note.reason));
+            self.told.extend(plan.notes.iter().map(|note| (note.reason, self.now)));
             if plan.actions.is_empty() {
                 return;
             }

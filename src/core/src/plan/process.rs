@@ -174,7 +174,10 @@ fn publish(plan: &mut Plan, process: &Process, goal: &Goal, wanted: &BTreeMap<u3
     let all = goal.replicas;
     let trouble = wanted
         .values()
-        .find(|instance| matches!(instance.status.phase, Phase::Failed | Phase::Backoff | Phase::Stuck))
+        .find(|instance| {
+            instance.status.fallback.is_some()
+                || matches!(instance.status.phase, Phase::Failed | Phase::Backoff | Phase::Stuck)
+        })
         .map(|instance| format!("{}: {} {}", instance.metadata.name, instance.status.reason, instance.status.message));
     let ready = current_ready == all && plan.update.is_empty() && plan.delete.is_empty();
     let (reason, message) = if process.metadata.is_deleting() {

@@ -89,7 +89,7 @@ fn read<T: DeserializeOwned>(entry: &Entry) -> Result<T, StartFailed> {
 fn bound_waits(instance: &mut Instance, now: Timestamp) {
     let template = &instance.spec.template;
     let cooldown = template.circuit_breaker.as_ref().map_or(Span::ZERO, |breaker| breaker.cooldown);
-    let longest = now + template.backoff.max.scale(1.0 + template.backoff.jitter).max(cooldown);
+    let longest = now + ostler_core::restart::longest_delay(template).max(cooldown);
     let status = &mut instance.status;
     for at in [&mut status.next_start_at, &mut status.breaker.open_until].into_iter().flatten() {
         *at = (*at).min(longest);
