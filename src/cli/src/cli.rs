@@ -32,7 +32,7 @@ Examples:
   ostler logs process/web -f       what it says
 
 Durations are written as 500ms, 30s, 5m, 1h30m or 2d. Kinds are processes (proc), instances (inst),
-namespaces (ns) and events (ev).";
+namespaces (ns), sources (src) and events (ev).";
 
 /// Flags that every command takes.
 #[derive(Debug, clap::Args)]
@@ -89,6 +89,7 @@ pub(crate) enum Command {
     Stop(verbs::act::StopArgs),
     Start(verbs::act::StartArgs),
     Scale(verbs::scale::Args),
+    Sync(verbs::sync::Args),
     Signal(verbs::signal::Args),
     Top(verbs::top::Args),
     Explain(verbs::explain::Args),
@@ -140,6 +141,10 @@ mod tests {
             "ostler up -d -f web.yaml",
             "ostler top instances --sort-by memory",
             "ostler completion zsh",
+            "ostler serve --watch apps --watch /srv/base",
+            "ostler sync",
+            "ostler sync apps source/base --allow-prune --timeout 10s",
+            "ostler diff --source apps",
         ] {
             if let Err(error) = Cli::try_parse_from(line.split(' ')) {
                 panic!("{line}: {error}");

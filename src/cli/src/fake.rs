@@ -362,6 +362,17 @@ impl ostler_server::Ostler for Service {
         Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
     }
 
+    async fn sync(&self, _: Request<v1::SyncRequest>) -> Result<Response<v1::SyncResponse>, Status> {
+        Err(Status::unimplemented("no Sources here"))
+    }
+
+    async fn preview_source(
+        &self,
+        _: Request<v1::PreviewSourceRequest>,
+    ) -> Result<Response<v1::PreviewSourceResponse>, Status> {
+        Err(Status::unimplemented("no Sources here"))
+    }
+
     async fn usage(&self, _: Request<v1::UsageRequest>) -> Result<Response<v1::UsageResponse>, Status> {
         let calls = {
             let mut world = self.0.world();

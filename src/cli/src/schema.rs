@@ -14,6 +14,7 @@ fn source(kind: Kind) -> &'static str {
         Kind::Process => include_str!("../../../api/process.v1.json"),
         Kind::Instance => include_str!("../../../api/instance.v1.json"),
         Kind::Namespace => include_str!("../../../api/namespace.v1.json"),
+        Kind::Source => include_str!("../../../api/source.v1.json"),
         Kind::Event => include_str!("../../../api/event.v1.json"),
     }
 }

@@ -74,7 +74,7 @@ pub(crate) fn parse_runnable(words: &[String]) -> Result<Vec<Target>, Error> {
     for target in &targets {
         match target.kind {
             Kind::Process | Kind::Instance => {}
-            Kind::Namespace | Kind::Event => {
+            Kind::Namespace | Kind::Source | Kind::Event => {
                 return Err(Error::usage(
                     format!("{} do not run", target.kind.plural()),
                     "name a process or an instance",

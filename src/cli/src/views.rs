@@ -90,6 +90,33 @@ pub(crate) fn condition<'a>(conditions: Option<&'a Vec<Condition>>, kind: &str) 
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
+pub(crate) struct Source {
+    pub(crate) metadata: Metadata,
+    pub(crate) spec: SourceSpec,
+    pub(crate) status: Option<SourceStatus>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct SourceSpec {
+    pub(crate) path: Option<String>,
+    pub(crate) suspend: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct SourceStatus {
+    pub(crate) sync: Option<String>,
+    pub(crate) health: Option<String>,
+    pub(crate) objects: Option<u64>,
+    pub(crate) last_applied_revision: Option<ostler_core::kinds::SourceRevision>,
+    pub(crate) last_applied_at: Option<String>,
+    pub(crate) last_handled_sync: Option<String>,
+    pub(crate) conditions: Option<Vec<Condition>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct Process {
     pub(crate) metadata: Metadata,
     pub(crate) spec: ProcessSpec,

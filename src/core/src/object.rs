@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::kinds::{Kind, Namespace, Process};
+use crate::kinds::{Kind, Namespace, Process, Source};
 use crate::meta::Metadata;
 use crate::suggest::nearest;
 use crate::validate::{self, FieldError};
@@ -16,6 +16,8 @@ pub enum Applicable {
     Namespace(Box<Namespace>),
     /// A long-running command.
     Process(Box<Process>),
+    /// A directory whose manifests are kept applied.
+    Source(Box<Source>),
 }
 
 /// Why JSON is not an object of ours. `field` is a path such as `spec.ports[1].port`; empty for the whole object.
@@ -97,6 +99,7 @@ impl Applicable {
         let applicable = match kind_of(object).map_err(one)? {
             Kind::Namespace => Self::Namespace(decode(object).map_err(one)?),
             Kind::Process => Self::Process(decode(object).map_err(one)?),
+            Kind::Source => Self::Source(decode(object).map_err(one)?),
             kind @ (Kind::Instance | Kind::Event) => {
                 let hint = if kind == Kind::Instance { "; apply the Process it belongs to" } else { "" };
                 return Err(one(DecodeError::new("kind", format!("{kind} objects are made by Ostler{hint}"))));
@@ -105,6 +108,7 @@ impl Applicable {
         let errors = match &applicable {
             Self::Namespace(namespace) => validate::metadata(&namespace.metadata, Kind::Namespace),
             Self::Process(process) => validate::process(process),
+            Self::Source(source) => validate::source(source),
         };
         if errors.is_empty() {
             return Ok(applicable);
@@ -117,6 +121,7 @@ impl Applicable {
         match self {
             Self::Namespace(_) => Kind::Namespace,
             Self::Process(_) => Kind::Process,
+            Self::Source(_) => Kind::Source,
         }
     }
 
@@ -125,6 +130,7 @@ impl Applicable {
         match self {
             Self::Namespace(object) => &object.metadata,
             Self::Process(object) => &object.metadata,
+            Self::Source(object) => &object.metadata,
         }
     }
 
@@ -133,6 +139,7 @@ impl Applicable {
         match self {
             Self::Namespace(object) => &mut object.metadata,
             Self::Process(object) => &mut object.metadata,
+            Self::Source(object) => &mut object.metadata,
         }
     }
 
@@ -141,6 +148,7 @@ impl Applicable {
         match self {
             Self::Namespace(object) => to_value(object),
             Self::Process(object) => to_value(object),
+            Self::Source(object) => to_value(object),
         }
     }
 }

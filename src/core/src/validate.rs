@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::kinds::{EndCause, Kind, Port, PortNumber, Process, ProcessSpec, Restart, RestartPolicy};
+use crate::kinds::{EndCause, Kind, Port, PortNumber, Process, ProcessSpec, Restart, RestartPolicy, Source};
 use crate::meta::Metadata;
 use crate::time::Span;
 use crate::{name, signal};
@@ -67,6 +67,41 @@ pub fn process(process: &Process) -> Vec<FieldError> {
         found.add("metadata.name", "the name of a Process may have 58 characters, so that those of its instances fit");
     }
     spec(&process.spec, &mut found);
+    found.0
+}
+
+/// Checks a whole Source.
+pub fn source(source: &Source) -> Vec<FieldError> {
+    let mut found = Findings(metadata(&source.metadata, Kind::Source));
+    let spec = &source.spec;
+    if spec.path.is_empty() {
+        found.add("spec.path", "a directory is needed");
+    } else if spec.path.contains('\0') {
+        found.add("spec.path", "must not contain a NUL character");
+    } else if !spec.path.starts_with('/') {
+        found.add("spec.path", "must be absolute once it reaches the daemon");
+    }
+    if !spec.namespace.is_empty() {
+        found.check("spec.namespace", name::dns_label(&spec.namespace));
+    }
+    let day = Span::from_secs(86_400);
+    if !(Span::from_millis(100)..=day).contains(&spec.interval) {
+        found.add("spec.interval", "from 100ms to 24h");
+    }
+    if !(Span::from_secs(1)..=day).contains(&spec.timeout) {
+        found.add("spec.timeout", "from 1s to 24h");
+    }
+    let mut names = BTreeSet::new();
+    for (index, other) in spec.depends_on.iter().enumerate() {
+        let field = format!("spec.dependsOn[{index}]");
+        found.check(&field, name::dns_label(other));
+        if *other == source.metadata.name {
+            found.add(&field, "a Source cannot wait for itself");
+        }
+        if !names.insert(other) {
+            found.add(&field, format!("{other} is given twice"));
+        }
+    }
     found.0
 }
 
@@ -218,6 +253,22 @@ mod tests {
     #[test]
     fn a_plain_process_is_valid() {
         assert!(fields(&json!({"command": ["sleep", "1"], "ports": [{"name": "http", "port": 80}]})).is_empty());
+    }
+
+    #[test]
+    fn a_source_needs_a_directory_and_sensible_times() {
+        let fields = |spec: serde_json::Value| -> Vec<String> {
+            let object =
+                json!({"apiVersion": "ostler.dev/v1", "kind": "Source", "metadata": {"name": "apps"}, "spec": spec});
+            source(&decode(&object).unwrap()).into_iter().map(|error| error.field).collect()
+        };
+        assert!(fields(json!({"path": "/srv/apps"})).is_empty());
+        let found = fields(json!({"path": "here", "namespace": "No", "interval": "1ms", "timeout": "0s",
+            "dependsOn": ["apps", "base", "base"]}));
+        assert_eq!(
+            found,
+            ["spec.path", "spec.namespace", "spec.interval", "spec.timeout", "spec.dependsOn[0]", "spec.dependsOn[2]"]
+        );
     }
 
     #[test]

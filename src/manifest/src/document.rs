@@ -145,6 +145,12 @@ fn document(mut node: Node, source: &Source, base: &Path, report: &mut Report) -
     {
         absolute_paths(spec, base);
     }
+    if kind == Kind::Source.name()
+        && let Some(Value::String(path)) = json.get_mut("spec").and_then(|spec| spec.get_mut("path"))
+        && !path.is_empty()
+    {
+        *path = absolute(base, path);
+    }
     for error in Applicable::from_json(&json).err().unwrap_or_default() {
         refuse(&error, source, &marks, report);
     }

@@ -26,7 +26,7 @@ pub(crate) fn name(input: &Input) -> String {
     match input {
         Input::Path { path, .. } => path.display().to_string(),
         Input::Stdin => "<stdin>".to_owned(),
-        Input::Text { name, .. } => name.clone(),
+        Input::Text { name, .. } | Input::Files { name, .. } => name.clone(),
     }
 }
 
@@ -56,12 +56,22 @@ pub(crate) fn each(input: &Input, budget: &mut Budget, report: &mut Report, visi
             let base = std::env::current_dir().map_err(|error| cannot("there is no current directory", &error))?;
             Ok(Loaded { name: String::new(), bytes, base, json: false })
         }),
-        Input::Text { name, text, base } => read(text.as_slice(), budget).and_then(|bytes| {
-            let json = Path::new(name).extension().is_some_and(|extension| extension == "json");
-            Ok(Loaded { name: String::new(), bytes, base: absolute(base)?, json })
-        }),
+        Input::Text { name, text, base } => text_at_hand(name, text, base, budget),
+        Input::Files { files, .. } => {
+            for file in files {
+                let loaded = text_at_hand(&file.name, &file.bytes, &file.base, budget);
+                one(file.name.clone(), loaded, budget, report, visit);
+            }
+            return;
+        }
     };
     one(name, loaded, budget, report, visit);
+}
+
+fn text_at_hand(name: &str, text: &[u8], base: &Path, budget: &mut Budget) -> Result<Loaded, (String, Option<String>)> {
+    let bytes = read(text, budget)?;
+    let json = Path::new(name).extension().is_some_and(|extension| extension == "json");
+    Ok(Loaded { name: String::new(), bytes, base: absolute(base)?, json })
 }
 
 fn one(

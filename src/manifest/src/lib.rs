@@ -53,6 +53,24 @@ pub enum Input {
         /// What relative paths in it are resolved against.
         base: PathBuf,
     },
+    /// Files that were read already, as the content of one directory: there has to be an object in one of them.
+    Files {
+        /// What errors about all of them call the directory.
+        name: String,
+        /// In the order in which they are to be read.
+        files: Vec<Gathered>,
+    },
+}
+
+/// A file that was read already.
+#[derive(Clone, Debug)]
+pub struct Gathered {
+    /// What errors call it. The ending `.json` says that it has to be JSON.
+    pub name: String,
+    /// Its content.
+    pub bytes: Vec<u8>,
+    /// What relative paths in it are resolved against.
+    pub base: PathBuf,
 }
 
 /// Reads every object of every input, in order.

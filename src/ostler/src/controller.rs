@@ -35,6 +35,8 @@ enum Failed {
     Bind { path: String, source: io::Error },
     #[error("the store takes no writes")]
     Store(#[from] ostler_store::Error),
+    #[error("{message}{}", hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default())]
+    Sources { message: String, hint: Option<String> },
     #[error("cannot start threads")]
     Threads(#[source] io::Error),
 }
@@ -112,6 +114,10 @@ async fn operate(
     };
     tokio::spawn(crate::memory::tidy(Arc::clone(&store)));
     let service = Service::new(store, handle, daemon).await?;
+    service
+        .start_sources(&shared.watch)
+        .await
+        .map_err(|why| Failed::Sources { message: why.message, hint: why.hint })?;
     let path = shared.state_dir.join("ostler.sock");
     let listener = grpc::bind(&path).map_err(|source| Failed::Bind { path: path.display().to_string(), source })?;
     info!(socket = %path.display(), version = VERSION, "ready");

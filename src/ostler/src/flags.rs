@@ -21,6 +21,8 @@ pub(crate) struct Shared {
     pub(crate) log: String,
     pub(crate) cgroups: CgroupPreference,
     pub(crate) on_shutdown: OnShutdown,
+    /// Directories to keep applied; absolute.
+    pub(crate) watch: Vec<PathBuf>,
 }
 
 impl Shared {
@@ -38,6 +40,7 @@ impl Shared {
                 Cgroups::None => CgroupPreference::None,
             },
             on_shutdown: args.on_shutdown,
+            watch: args.watch.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())).collect(),
         }
     }
 
@@ -53,7 +56,7 @@ impl Shared {
             OnShutdown::Leave => "leave",
             OnShutdown::Stop => "stop",
         };
-        vec![
+        let mut args: Vec<OsString> = vec![
             word.into(),
             "--state-dir".into(),
             self.state_dir.clone().into(),
@@ -67,7 +70,11 @@ impl Shared {
             cgroups.into(),
             "--on-shutdown".into(),
             on_shutdown.into(),
-        ]
+        ];
+        for (number, path) in self.watch.iter().enumerate() {
+            args.extend([format!("--watch-{number}").into(), path.clone().into()]);
+        }
+        args
     }
 }
 
@@ -104,6 +111,7 @@ impl Received {
                 Some("stop") => OnShutdown::Stop,
                 _ => OnShutdown::Leave,
             },
+            watch: (0..).map_while(|number| self.0.get(&format!("watch-{number}")).map(PathBuf::from)).collect(),
         })
     }
 
@@ -144,6 +152,7 @@ mod tests {
             log: "debug".to_owned(),
             cgroups: CgroupPreference::V1,
             on_shutdown: OnShutdown::Stop,
+            watch: vec!["/srv/a b".into(), "/srv/c".into()],
         };
         let mut args = shared.to_args("keeper");
         args.extend(["--from-the-future".into(), "x".into()]);

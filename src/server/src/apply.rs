@@ -117,7 +117,7 @@ impl Service {
             let effects = match (&object, &live) {
                 (Applicable::Process(new), Some(Applicable::Process(old))) => self.effects(new, Some(old)),
                 (Applicable::Process(new), _) => self.effects(new, None),
-                (Applicable::Namespace(_), _) => Vec::new(),
+                (Applicable::Namespace(_) | Applicable::Source(_), _) => Vec::new(),
             };
             let after: Bytes = match (&before, outcome) {
                 (Some(entry), Outcome::Unchanged) => entry.value.clone(),
@@ -309,6 +309,7 @@ fn live(kind: Kind, json: &[u8]) -> Result<Applicable, String> {
     match kind {
         Kind::Namespace => decode(&value).map(Applicable::Namespace).map_err(|why| why.to_string()),
         Kind::Process => decode(&value).map(Applicable::Process).map_err(|why| why.to_string()),
+        Kind::Source => decode(&value).map(Applicable::Source).map_err(|why| why.to_string()),
         Kind::Instance | Kind::Event => Err("not an object that users apply".to_owned()),
     }
 }
@@ -338,7 +339,16 @@ fn merge(want: &Wanted, live: Option<&Applicable>, manager: &str) -> Result<(App
             let outcome = merge_metadata(&mut new.metadata, &old.metadata, false, manager);
             Ok((object, outcome))
         }
+        (Applicable::Source(new), Some(Applicable::Source(old))) => {
+            new.status = old.status.clone();
+            let changed = new.spec != old.spec;
+            let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
+            Ok((object, outcome))
+        }
         (object_ref, _) => {
+            if let Applicable::Source(source) = object_ref {
+                source.status = ostler_core::kinds::SourceStatus::default();
+            }
             if let Applicable::Process(process) = object_ref {
                 process.spec.replicas = Some(process.spec.replicas());
                 process.status = ostler_core::kinds::ProcessStatus::default();

@@ -345,6 +345,20 @@ impl Ostler for Service {
         Ok(Response::new(v1::ScaleResponse { object: Some(entry_object(&entry)), changed }))
     }
 
+    async fn sync(&self, request: Request<v1::SyncRequest>) -> Answer<v1::SyncResponse> {
+        let request = request.into_inner();
+        let (names, requested_at) = Service::sync(self, &request.names, request.allow_prune).await?;
+        let sources = names.iter().map(|name| reference(Kind::Source, "", name)).collect();
+        Ok(Response::new(v1::SyncResponse { sources, requested_at: requested_at.to_string() }))
+    }
+
+    async fn preview_source(&self, request: Request<v1::PreviewSourceRequest>) -> Answer<v1::PreviewSourceResponse> {
+        let preview = Service::preview_source(self, &request.into_inner().name).await?;
+        let results = preview.results.into_iter().map(|result| applied(result, preview.revision)).collect();
+        let deletes = preview.deletes.iter().map(|item| reference(item.kind, &item.namespace, &item.name)).collect();
+        Ok(Response::new(v1::PreviewSourceResponse { results, deletes, refused: preview.refused }))
+    }
+
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Answer<Self::LogsStream> {
         use v1::logs_request::Stream as Streams;
         let request = request.into_inner();

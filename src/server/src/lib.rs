@@ -2,6 +2,7 @@
 //!
 //! [`Service`] is neutral of transports: it validates, compares and swaps in the store, and asks the controller. [`grpc`]
 //! translates. Nothing here decides what runs; that is the controller's.
+//! Sources apply through the same code as everybody else.
 
 mod apply;
 mod error;
@@ -10,6 +11,7 @@ mod logs;
 mod mutate;
 mod select;
 mod service;
+mod sources;
 mod usage;
 
 pub use error::{ApiError, Cause, Reason};

@@ -4,6 +4,7 @@ use ostler_core::kinds::{Instance, Namespace, NamespacePhase, Process, RESTARTED
 use ostler_core::object::key;
 use ostler_core::{Kind, validate};
 use ostler_engine::{Action, InstanceRef};
+use ostler_gitops::inventory;
 use ostler_store::{Entry, Expect, Key, Op, Revision};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,12 +23,12 @@ pub(crate) struct Acted {
     pub(crate) message: String,
 }
 
-fn read<T: DeserializeOwned>(entry: &Entry) -> Result<T, ApiError> {
+pub(crate) fn read<T: DeserializeOwned>(entry: &Entry) -> Result<T, ApiError> {
     serde_json::from_slice(&entry.value)
         .map_err(|why| ApiError::new(Reason::InternalError, format!("{} in the store: {why}", entry.key)))
 }
 
-fn put(entry: &Entry, object: &impl Serialize) -> Result<Op, ApiError> {
+pub(crate) fn put(entry: &Entry, object: &impl Serialize) -> Result<Op, ApiError> {
     let value = serde_json::to_vec(object).map_err(|why| ApiError::new(Reason::InternalError, why.to_string()))?;
     Ok(Op::put(entry.key.clone(), value, Expect::Revision(entry.revision)))
 }
@@ -51,7 +52,7 @@ impl Service {
     ) -> Result<(Vec<(Kind, String, String)>, Revision), ApiError> {
         require_target(selection, all)?;
         match selection.kind {
-            Kind::Namespace | Kind::Process => {}
+            Kind::Namespace | Kind::Process | Kind::Source => {}
             Kind::Instance => {
                 return Err(ApiError::new(Reason::Forbidden, "instances belong to their Process, which would make them anew")
                     .hint("use `ostler restart` or `ostler stop` on the instance, or `ostler scale` or `ostler delete` on the process"));
@@ -79,6 +80,13 @@ impl Service {
                             object.metadata.deletion_timestamp = Some(now());
                             object.status.phase = NamespacePhase::Terminating;
                             ops.push(put(entry, &object)?);
+                        }
+                    }
+                    // What it brought stays, as it is.
+                    Kind::Source => {
+                        ops.push(Op::delete(entry.key.clone(), Expect::Revision(entry.revision)));
+                        for chunk in self.store.list(&inventory::prefix(entry.key.name())).entries {
+                            ops.push(Op::delete(chunk.key, Expect::Any));
                         }
                     }
                     Kind::Process | Kind::Instance | Kind::Event => {
@@ -128,7 +136,7 @@ impl Service {
                 Ok((acted.collect(), revision))
             }
             Kind::Process => self.act_on_processes(selection, action).await,
-            kind @ (Kind::Namespace | Kind::Event) => {
+            kind @ (Kind::Namespace | Kind::Source | Kind::Event) => {
                 Err(ApiError::bad(format!("a {kind} cannot be restarted, stopped or started"))
                     .hint("name a process or an instance"))
             }
@@ -250,7 +258,9 @@ impl Service {
                 }
                 targets
             }
-            kind @ (Kind::Namespace | Kind::Event) => return Err(ApiError::bad(format!("a {kind} takes no signals"))),
+            kind @ (Kind::Namespace | Kind::Source | Kind::Event) => {
+                return Err(ApiError::bad(format!("a {kind} takes no signals")));
+            }
         };
         self.controller.signal(targets.clone(), signal, tree).await?;
         Ok(targets)

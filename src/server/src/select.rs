@@ -77,6 +77,7 @@ struct Involved {
 fn known_fields(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Namespace => &["metadata.name", "status.phase"],
+        Kind::Source => &["metadata.name"],
         Kind::Process => &["metadata.name", "metadata.namespace"],
         Kind::Instance => &["metadata.name", "metadata.namespace", "status.phase", "owner"],
         Kind::Event => &[

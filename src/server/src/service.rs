@@ -8,10 +8,12 @@ use ostler_core::kinds::{Namespace, NamespaceSpec, NamespaceStatus};
 use ostler_core::object::key;
 use ostler_core::{Kind, Metadata, Timestamp};
 use ostler_engine::Handle;
+use ostler_gitops::Sources;
 use ostler_store::{Durability, Entry, Expect, Key, Op, Revision, Store, Watch};
 
 use crate::error::{ApiError, Reason};
 use crate::select::Selection;
+use crate::sources::Gate;
 
 /// Facts about the daemon that do not change while it runs.
 #[derive(Clone, Debug)]
@@ -32,6 +34,8 @@ pub struct Service {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) controller: Handle,
     pub(crate) daemon: Arc<Daemon>,
+    /// Set once, before anything is served.
+    pub(crate) sources: Arc<std::sync::OnceLock<Sources<Gate>>>,
 }
 
 /// How often a write is tried again when somebody else wrote the same object in between. Each try means that another
@@ -41,7 +45,7 @@ const TRIES: usize = 64;
 impl Service {
     /// Puts the API over a store and a controller. Makes the namespace `default` if there is none.
     pub async fn new(store: Arc<dyn Store>, controller: Handle, daemon: Daemon) -> Result<Self, ostler_store::Error> {
-        let service = Self { store, controller, daemon: Arc::new(daemon) };
+        let service = Self { store, controller, daemon: Arc::new(daemon), sources: Arc::default() };
         let key: Key = key(Kind::Namespace, "", "default").into();
         if service.store.get(&key).is_none() {
             let namespace = Namespace {

@@ -35,6 +35,7 @@ pub(crate) fn headers(kind: Kind, columns: Columns) -> Vec<Cell> {
             &["PROCESS", "EXIT", "PORTS", "REVISION", "REASON", "COMMAND"],
         ),
         Kind::Namespace => (&["NAME", "STATUS", "AGE"], &[]),
+        Kind::Source => (&["NAME", "SYNC", "HEALTH", "OBJECTS", "REVISION", "APPLIED", "AGE"], &["PATH", "MESSAGE"]),
         Kind::Event => (&["LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"], &["COUNT", "FIRST SEEN", "NAME"]),
     };
     let mut cells: Vec<Cell> = Vec::new();
@@ -57,6 +58,7 @@ pub(crate) fn row(kind: Kind, json: &[u8], columns: Columns, now: Timestamp) -> 
         Kind::Process => process(&views::parse(json)?, columns, now),
         Kind::Instance => instance(&views::parse(json)?, columns, now),
         Kind::Namespace => namespace(&views::parse(json)?, columns, now),
+        Kind::Source => source(&views::parse(json)?, columns, now),
         Kind::Event => event(&views::parse(json)?, now),
     };
     let mut cells = Vec::new();
@@ -175,6 +177,27 @@ fn namespace(namespace: &views::Namespace, columns: Columns, now: Timestamp) -> 
         age(namespace.metadata.creation_timestamp.as_deref(), now).into(),
     ];
     (Common::of(&namespace.metadata), (namespace.metadata.name().to_owned(), 0), plain, Vec::new())
+}
+
+fn source(source: &views::Source, columns: Columns, now: Timestamp) -> Parts {
+    let empty = views::SourceStatus::default();
+    let seen = source.status.as_ref().unwrap_or(&empty);
+    let revision = seen.last_applied_revision.as_ref().map(ostler_core::kinds::SourceRevision::short);
+    let sync = if source.spec.suspend { "Suspended" } else { seen.sync.as_deref().unwrap_or("Unknown") };
+    let plain = vec![
+        name(Kind::Source, &source.metadata, columns),
+        status(sync),
+        status(seen.health.as_deref().unwrap_or("Progressing")),
+        seen.objects.unwrap_or(0).to_string().into(),
+        or_none(&revision.unwrap_or_default()),
+        seen.last_applied_at.as_deref().map_or_else(|| "<never>".into(), |at| age(Some(at), now).into()),
+        age(source.metadata.creation_timestamp.as_deref(), now).into(),
+    ];
+    let synced =
+        views::condition(seen.conditions.as_ref(), "Synced").and_then(|condition| condition.message.as_deref());
+    let message = synced.and_then(|message| message.lines().next()).unwrap_or_default();
+    let wide = vec![or_none(source.spec.path.as_deref().unwrap_or_default()), or_none(message)];
+    (Common::of(&source.metadata), (source.metadata.name().to_owned(), 0), plain, wide)
 }
 
 fn event(event: &views::Event, now: Timestamp) -> Parts {

@@ -16,9 +16,9 @@ impl Style {
     /// What a phase or the status of a process means to the reader.
     pub(crate) fn of_status(status: &str) -> Style {
         match status {
-            "Running" | "Available" | "Ready" | "Active" => Style::Good,
+            "Running" | "Available" | "Ready" | "Active" | "Synced" | "Healthy" => Style::Good,
             "Pending" | "Starting" | "Stopping" | "Progressing" | "Terminating" | "Backoff" => Style::Busy,
-            "Failed" | "Stuck" | "Lost" | "Unknown" | "Warning" => Style::Bad,
+            "Failed" | "Stuck" | "Lost" | "Unknown" | "Warning" | "OutOfSync" | "Degraded" => Style::Bad,
             _ => Style::Plain,
         }
     }

@@ -193,7 +193,7 @@ async fn settle(
     match (kind, names.as_slice()) {
         (Kind::Process, [name]) => wanted.fields = format!("owner={name}"),
         (Kind::Process, _) => {}
-        (Kind::Instance | Kind::Namespace | Kind::Event, _) => wanted.names.clone_from(&names),
+        (Kind::Instance | Kind::Namespace | Kind::Source | Kind::Event, _) => wanted.names.clone_from(&names),
     }
     let mut watcher = Watcher::new(&ctx.settings, wanted);
     let mut waiting: BTreeMap<String, String> = BTreeMap::new();

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
-use ostler_core::kinds::{EndCause, ProcessSpec, Severities, Severity};
+use ostler_core::kinds::{EndCause, ProcessSpec, Severities, Severity, SourceRevision};
 use ostler_core::restart;
 use ostler_rpc::v1;
 use serde_json::Value;
@@ -26,7 +26,8 @@ use crate::views;
 #[command(after_help = "\
 Examples:
   ostler describe process/web
-  ostler describe instance web-0")]
+  ostler describe instance web-0
+  ostler describe source/apps")]
 pub(crate) struct Args {
     /// KIND NAME…, KIND/NAME… or KIND
     #[arg(required = true, value_name = "TARGET")]
@@ -97,6 +98,10 @@ async fn page(client: &mut Client, kind: Kind, object: &v1::Object) -> Result<St
             }
             page.history(&value, now)?;
             page.line("Logs", format_args!("ostler logs -n {namespace} {}", meta.name()));
+        }
+        Kind::Source => {
+            page.source(&value, now);
+            page.conditions(&value, now);
         }
         Kind::Namespace => page.field("Status", &value["status"]["phase"]),
         Kind::Event => {
@@ -271,6 +276,44 @@ impl Page {
         );
         self.field("Revision", &status["revision"]);
         self.template(spec);
+    }
+
+    fn source(&mut self, value: &Value, now: Timestamp) {
+        let (spec, status) = (&value["spec"], &value["status"]);
+        self.field("Directory", &spec["path"]);
+        self.field("Into namespace", &spec["namespace"]);
+        self.field("Interval", &spec["interval"]);
+        let prune = if spec["prune"] == false {
+            "off".to_owned()
+        } else if spec["allowPrune"] == true {
+            "on, without a limit".to_owned()
+        } else {
+            format!("on, at most {} of the objects at a time", text(&spec["maxDeletions"]))
+        };
+        self.line("Prune", prune);
+        self.line("Drift", if spec["healDrift"] == false { "reported" } else { "healed" });
+        if spec["suspend"] == true {
+            self.line("Suspended", "yes");
+        }
+        let others: Vec<String> = spec["dependsOn"].as_array().into_iter().flatten().map(text).collect();
+        if !others.is_empty() {
+            self.line("Depends on", others.join(", "));
+        }
+        self.line("Status", format_args!("{}, {}", text(&status["sync"]), text(&status["health"])));
+        self.field("Objects", &status["objects"]);
+        for (title, revision, at) in [
+            ("In directory", "revision", ""),
+            ("Last attempted", "lastAttemptedRevision", "lastAttemptedAt"),
+            ("In force", "lastAppliedRevision", "lastAppliedAt"),
+        ] {
+            let Ok(revision) = serde_json::from_value::<SourceRevision>(status[revision].clone()) else { continue };
+            let ago = status[at].as_str().map_or(String::new(), |at| format!(", {} ago", age(Some(at), now)));
+            let commit = if revision.commit.is_empty() { String::new() } else { format!(" ({})", revision.hash) };
+            self.line(title, format_args!("{}{commit}{ago}", revision.short()));
+        }
+        for (number, drift) in status["drift"].as_array().into_iter().flatten().enumerate() {
+            self.line(if number == 0 { "Drifted" } else { "" }, text(drift));
+        }
     }
 
     fn instance(&mut self, value: &Value, now: Timestamp) {

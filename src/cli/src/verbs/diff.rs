@@ -1,4 +1,6 @@
-//! `ostler diff`: what an apply would change, and what it would do to running processes.
+//! `ostler diff`: what an apply, or a sync of a Source, would change, and what it would do to running processes.
+
+use std::path::PathBuf;
 
 use ostler_rpc::v1;
 use serde_json::Value;
@@ -9,38 +11,83 @@ use crate::ctx::Ctx;
 use crate::documents::FileArgs;
 use crate::error::Error;
 use crate::exit::Exit;
+use crate::kinds::Kind;
 use crate::output::json::yaml;
 use crate::output::table::Style;
 
-/// Show what an apply would change and restart
+/// Show what an apply, or a sync of a Source, would change and restart
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit codes: 0 no difference, 1 there are differences, more than 1 failed.
 
 Examples:
   ostler diff -f web.yaml
-  ostler diff -f manifests -R")]
+  ostler diff -f manifests -R
+  ostler diff --source apps")]
 pub(crate) struct Args {
-    #[command(flatten)]
-    files: FileArgs,
+    /// File or directory with manifests (.yaml, .yml, .json), or - for stdin; repeatable
+    #[arg(short, long = "filename", value_name = "FILE|DIR|-", required_unless_present = "source")]
+    filename: Vec<PathBuf>,
+    /// Go into subdirectories too
+    #[arg(short = 'R', long)]
+    recursive: bool,
+    /// What a sync of this Source would do
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["filename", "recursive"])]
+    source: Option<String>,
 }
 
 pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
-    let documents = args.files.load(&ctx.settings)?;
+    if let Some(word) = &args.source {
+        return source(ctx, &super::sync::name(word)?).await;
+    }
+    let documents = FileArgs::new(args.filename, args.recursive).load(&ctx.settings)?;
     let mut client = Client::connect(&ctx.settings).await?;
     let answer = super::apply::send(&mut client, &documents, true).await?;
+    let differs = show_all(ctx, &answer.results)?;
+    Ok(if differs { Exit::Failure } else { Exit::Ok })
+}
+
+/// What a sync of a Source would change and delete.
+async fn source(ctx: &mut Ctx, name: &str) -> Result<Exit, Error> {
+    let mut client = Client::connect(&ctx.settings).await?;
+    let mut api = client.api.clone();
+    let request = v1::PreviewSourceRequest { name: name.to_owned() };
+    let preview = match client.once(api.preview_source(request)).await {
+        Ok(preview) => preview,
+        Err(error) if error.is_not_found() => {
+            return Err(client.suggest_name(error, Kind::Source, "", name).await);
+        }
+        Err(error) => return Err(error),
+    };
+    let differs = show_all(ctx, &preview.results)?;
+    for deleted in &preview.deletes {
+        writeln!(ctx.out, "will delete {}", place(deleted))?;
+    }
+    if !preview.refused.is_empty() {
+        ctx.out.flush()?;
+        ctx.note(format_args!("A sync would refuse this: {}", preview.refused))?;
+    }
+    Ok(if differs || !preview.deletes.is_empty() { Exit::Failure } else { Exit::Ok })
+}
+
+fn place(reference: &v1::Reference) -> String {
+    if reference.namespace.is_empty() {
+        show(reference)
+    } else {
+        format!("{}/{}", reference.namespace, show(reference))
+    }
+}
+
+/// Shows what differs, and whether anything does.
+fn show_all(ctx: &mut Ctx, results: &[v1::Applied]) -> Result<bool, Error> {
     let mut differs = false;
-    for applied in &answer.results {
+    for applied in results {
         if applied.result() == v1::applied::Result::Unchanged {
             continue;
         }
         differs = true;
         let reference = applied.object.clone().unwrap_or_default();
-        let place = if reference.namespace.is_empty() {
-            show(&reference)
-        } else {
-            format!("{}/{}", reference.namespace, show(&reference))
-        };
+        let place = place(&reference);
         let before = shown(applied.before.as_ref())?;
         let after = shown(applied.after.as_ref())?;
         let text = unified(&before, &after, &place);
@@ -53,7 +100,7 @@ pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
             writeln!(ctx.out, "{line}")?;
         }
     }
-    Ok(if differs { Exit::Failure } else { Exit::Ok })
+    Ok(differs)
 }
 
 /// The part of an object that a manifest can change, as YAML.

@@ -21,8 +21,8 @@ use crate::watch::{Change, Watcher};
 /// List objects
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Kinds are processes (proc), instances (inst), namespaces (ns) and events (ev); `all` means
-processes and instances. A single object that is named is printed bare by -o json and yaml,
+Kinds are processes (proc), instances (inst), namespaces (ns), sources (src) and events (ev);
+`all` means processes and instances. A single object that is named is printed bare by -o json and yaml,
 everything else as a List.
 
 Examples:

@@ -97,7 +97,7 @@ fn target(word: &str) -> Result<(Kind, String), Error> {
     let Some((kind, name)) = word.split_once('/') else { return Ok((Kind::Instance, word.to_owned())) };
     match kinds::parse(kind)? {
         kind @ (Kind::Process | Kind::Instance) => Ok((kind, name.to_owned())),
-        kind @ (Kind::Namespace | Kind::Event) => {
+        kind @ (Kind::Namespace | Kind::Source | Kind::Event) => {
             Err(Error::usage(format!("{} have no logs", kind.plural()), "name a process or an instance"))
         }
     }

@@ -16,6 +16,7 @@ pub(crate) mod serve;
 pub(crate) mod shutdown;
 pub(crate) mod signal;
 pub(crate) mod store;
+pub(crate) mod sync;
 pub(crate) mod top;
 pub(crate) mod up;
 pub(crate) mod upgrade;

@@ -15,6 +15,7 @@ stop.
 Examples:
   ostler serve
   ostler serve --state-dir ./state --log debug
+  ostler serve --watch /srv/apps           # keeps a directory of manifests applied
   ostler serve --on-shutdown stop          # as the main process of a container")]
 pub(crate) struct Args {
     /// How often everything is compared with what it should be; changes are acted on at once in any case
@@ -30,6 +31,9 @@ pub(crate) struct Args {
     /// [default: leave; stop as process 1]
     #[arg(long, value_enum)]
     on_shutdown: Option<OnShutdown>,
+    /// Directory whose manifests are to be kept applied, such as a Git checkout: makes a Source of its name; repeatable
+    #[arg(long, value_name = "DIR")]
+    watch: Vec<PathBuf>,
 }
 
 /// Which cgroups the daemon uses to hold process trees together.
@@ -67,6 +71,8 @@ pub struct ServeArgs {
     pub cgroups: Cgroups,
     /// What happens to running processes at the end.
     pub on_shutdown: OnShutdown,
+    /// Directories to keep applied.
+    pub watch: Vec<PathBuf>,
 }
 
 impl Args {
@@ -79,6 +85,7 @@ impl Args {
             log: self.log,
             cgroups: self.cgroups,
             on_shutdown: self.on_shutdown.unwrap_or(usual),
+            watch: self.watch,
         }
     }
 }

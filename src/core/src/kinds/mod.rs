@@ -5,6 +5,7 @@ mod instance;
 mod namespace;
 mod process;
 mod restart;
+mod source;
 
 use std::fmt;
 
@@ -17,6 +18,10 @@ pub use namespace::{Namespace, NamespacePhase, NamespaceSpec, NamespaceStatus};
 pub use process::{
     AutoPort, Backoff, CircuitBreaker, Driver, EnvVar, Logs, Port, PortNumber, Process, ProcessSpec, ProcessStatus,
     RESTARTED_AT, RestartPolicy, STOPPED_AT, Stop, WhenBlocked,
+};
+pub use source::{
+    ALLOW_PRUNE, DeletionLimit, HealthState, SOURCE, SYNC_REQUESTED_AT, Share, Source, SourceRevision, SourceSpec,
+    SourceStatus, SyncState, WATCHED, WAVE,
 };
 
 pub use restart::{Fallback, Profile, Restart, RestartOverride, Severities};
@@ -36,13 +41,15 @@ pub enum Kind {
     Process,
     /// One running copy of a Process.
     Instance,
+    /// A directory whose manifests are kept applied.
+    Source,
     /// Something that happened.
     Event,
 }
 
 impl Kind {
     /// Every kind, in the order in which they take effect when applied together.
-    pub const ALL: [Self; 4] = [Self::Namespace, Self::Process, Self::Instance, Self::Event];
+    pub const ALL: [Self; 5] = [Self::Namespace, Self::Process, Self::Instance, Self::Source, Self::Event];
 
     /// The name in `kind:`.
     pub const fn name(self) -> &'static str {
@@ -50,6 +57,7 @@ impl Kind {
             Self::Namespace => "Namespace",
             Self::Process => "Process",
             Self::Instance => "Instance",
+            Self::Source => "Source",
             Self::Event => "Event",
         }
     }
@@ -58,7 +66,7 @@ impl Kind {
     pub const fn api_version(self) -> &'static str {
         match self {
             Self::Namespace | Self::Event => "v1",
-            Self::Process | Self::Instance => API_VERSION,
+            Self::Process | Self::Instance | Self::Source => API_VERSION,
         }
     }
 
@@ -66,7 +74,7 @@ impl Kind {
     pub const fn group(self) -> &'static str {
         match self {
             Self::Namespace | Self::Event => "",
-            Self::Process | Self::Instance => "ostler.dev",
+            Self::Process | Self::Instance | Self::Source => "ostler.dev",
         }
     }
 
@@ -76,6 +84,7 @@ impl Kind {
             Self::Namespace => "namespaces",
             Self::Process => "processes",
             Self::Instance => "instances",
+            Self::Source => "sources",
             Self::Event => "events",
         }
     }
@@ -86,6 +95,7 @@ impl Kind {
             Self::Namespace => "namespace",
             Self::Process => "process",
             Self::Instance => "instance",
+            Self::Source => "source",
             Self::Event => "event",
         }
     }
@@ -96,6 +106,7 @@ impl Kind {
             Self::Namespace => &["ns"],
             Self::Process => &["proc"],
             Self::Instance => &["inst"],
+            Self::Source => &["src"],
             Self::Event => &["ev"],
         }
     }
@@ -103,8 +114,16 @@ impl Kind {
     /// Whether objects of the kind live in a namespace.
     pub const fn is_namespaced(self) -> bool {
         match self {
-            Self::Namespace => false,
+            Self::Namespace | Self::Source => false,
             Self::Process | Self::Instance | Self::Event => true,
+        }
+    }
+
+    /// Whether users apply objects of the kind; others are made by Ostler.
+    pub const fn is_applicable(self) -> bool {
+        match self {
+            Self::Namespace | Self::Process | Self::Source => true,
+            Self::Instance | Self::Event => false,
         }
     }
 

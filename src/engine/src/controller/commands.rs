@@ -99,6 +99,7 @@ pub(crate) enum Command {
     Act(Vec<InstanceRef>, Action, oneshot::Sender<Result<(Vec<Acted>, Revision), ActError>>),
     Signal(Vec<InstanceRef>, i32, bool, oneshot::Sender<Result<(), ActError>>),
     Overview(oneshot::Sender<Overview>),
+    Record(ostler_core::Kind, Box<ostler_core::Metadata>, ostler_core::plan::Note),
     Shutdown(Option<Span>),
     Upgrade(PathBuf, oneshot::Sender<Result<(), ActError>>),
 }
@@ -134,6 +135,16 @@ impl Handle {
     pub async fn overview(&self) -> Result<Overview, ActError> {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::Overview(reply), answer).await
+    }
+
+    /// Notes down an event of an object that somebody other than the controller takes care of.
+    pub async fn record(
+        &self,
+        kind: ostler_core::Kind,
+        metadata: ostler_core::Metadata,
+        note: ostler_core::plan::Note,
+    ) -> Result<(), ActError> {
+        self.0.send(Command::Record(kind, Box::new(metadata), note)).await.map_err(|_| ActError::Ending)
     }
 
     /// Ends the daemon. With a time, every instance is stopped first, and killed after that time; without one they go
@@ -193,6 +204,10 @@ impl<D: Driver> Controller<D> {
             }
             Command::Overview(reply) => {
                 let _ = reply.send(self.overview());
+            }
+            Command::Record(kind, metadata, note) => {
+                let now = self.now();
+                self.recorder.record(kind, &metadata, note, now);
             }
             Command::Shutdown(None) => self.begin_end(Ending::leaving()),
             Command::Shutdown(Some(within)) => self.begin_end(Ending::stopping(self.now() + within)),

@@ -67,7 +67,7 @@ pub(crate) async fn recover(store: &Arc<dyn Store>, clock: &Clock) -> Result<Rec
                 entry.stored = entry.version;
                 world.insert_instance(entry);
             }
-            Kind::Event => {}
+            Kind::Source | Kind::Event => {}
         }
     }
     info!(processes = world.processes.len(), instances = world.instances.len(), "recovered");
@@ -131,7 +131,7 @@ async fn greet_the_boot(store: &Arc<dyn Store>) -> Result<(), StartFailed> {
                         ops.push(Op::put(key(Kind::Instance, namespace, name).into(), value, Expect::Any));
                     }
                 }
-                Some((Kind::Namespace | Kind::Event, ..)) | None => {}
+                Some((Kind::Namespace | Kind::Source | Kind::Event, ..)) | None => {}
             }
         }
     }
@@ -169,7 +169,7 @@ impl<D: Driver> Controller<D> {
                     }
                     self.queue.add(Request::Process(id));
                 }
-                Kind::Namespace | Kind::Instance | Kind::Event => {
+                Kind::Namespace | Kind::Instance | Kind::Source | Kind::Event => {
                     if let Ok(object) = serde_json::from_slice(&entry.value) {
                         self.world.namespaces.insert(id.clone(), NamespaceEntry { object, revision: entry.revision });
                     }

@@ -106,7 +106,7 @@ impl World {
                 }
                 Request::Process(id)
             }
-            (Kind::Process | Kind::Instance | Kind::Event, _) => {
+            (Kind::Process | Kind::Instance | Kind::Source | Kind::Event, _) => {
                 self.processes.remove(&id);
                 Request::Process(id)
             }

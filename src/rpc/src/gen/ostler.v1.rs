@@ -389,6 +389,39 @@ pub struct ScaleResponse {
     pub changed: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SyncRequest {
+    /// empty: every Source that is not suspended
+    #[prost(string, repeated, tag = "1")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// for this sync, as many deletions as it takes
+    #[prost(bool, tag = "2")]
+    pub allow_prune: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SyncResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub sources: ::prost::alloc::vec::Vec<Reference>,
+    /// RFC 3339
+    #[prost(string, tag = "2")]
+    pub requested_at: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PreviewSourceRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PreviewSourceResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub results: ::prost::alloc::vec::Vec<Applied>,
+    /// in the order in which they would be deleted
+    #[prost(message, repeated, tag = "2")]
+    pub deletes: ::prost::alloc::vec::Vec<Reference>,
+    /// why a sync would refuse to do it; empty: it would not
+    #[prost(string, tag = "3")]
+    pub refused: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogsRequest {
     #[prost(string, tag = "1")]
     pub namespace: ::prost::alloc::string::String,
@@ -922,6 +955,51 @@ pub mod ostler_client {
             req.extensions_mut().insert(GrpcMethod::new("ostler.v1.Ostler", "Scale"));
             self.inner.unary(req, path, codec).await
         }
+        /// Asks Sources to apply what their directories hold. Returns when the request is on disk; a Source has dealt with it
+        /// when its status.lastHandledSync is not before the time in the answer.
+        pub async fn sync(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SyncRequest>,
+        ) -> std::result::Result<tonic::Response<super::SyncResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ostler.v1.Ostler/Sync");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ostler.v1.Ostler", "Sync"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What a sync of a Source would apply and delete now. Changes nothing.
+        pub async fn preview_source(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PreviewSourceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PreviewSourceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ostler.v1.Ostler/PreviewSource",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ostler.v1.Ostler", "PreviewSource"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Raw output of an instance.
         pub async fn logs(
             &mut self,
@@ -1113,6 +1191,20 @@ pub mod ostler_server {
             &self,
             request: tonic::Request<super::ScaleRequest>,
         ) -> std::result::Result<tonic::Response<super::ScaleResponse>, tonic::Status>;
+        /// Asks Sources to apply what their directories hold. Returns when the request is on disk; a Source has dealt with it
+        /// when its status.lastHandledSync is not before the time in the answer.
+        async fn sync(
+            &self,
+            request: tonic::Request<super::SyncRequest>,
+        ) -> std::result::Result<tonic::Response<super::SyncResponse>, tonic::Status>;
+        /// What a sync of a Source would apply and delete now. Changes nothing.
+        async fn preview_source(
+            &self,
+            request: tonic::Request<super::PreviewSourceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PreviewSourceResponse>,
+            tonic::Status,
+        >;
         /// Server streaming response type for the Logs method.
         type LogsStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::LogChunk, tonic::Status>,
@@ -1563,6 +1655,94 @@ pub mod ostler_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ScaleSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ostler.v1.Ostler/Sync" => {
+                    #[allow(non_camel_case_types)]
+                    struct SyncSvc<T: Ostler>(pub Arc<T>);
+                    impl<T: Ostler> tonic::server::UnaryService<super::SyncRequest>
+                    for SyncSvc<T> {
+                        type Response = super::SyncResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SyncRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Ostler>::sync(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SyncSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ostler.v1.Ostler/PreviewSource" => {
+                    #[allow(non_camel_case_types)]
+                    struct PreviewSourceSvc<T: Ostler>(pub Arc<T>);
+                    impl<
+                        T: Ostler,
+                    > tonic::server::UnaryService<super::PreviewSourceRequest>
+                    for PreviewSourceSvc<T> {
+                        type Response = super::PreviewSourceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PreviewSourceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Ostler>::preview_source(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PreviewSourceSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,0 +1,383 @@
+//! A directory as a Source sees it: watched, settled, hashed, read.
+//!
+//! Blocks for the disk; callers give it a thread.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use ostler_core::Kind;
+use ostler_core::kinds::{SOURCE, SourceRevision, WAVE};
+use ostler_manifest::{Document, Gathered, Input};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Notify;
+
+use crate::git::{self, Repository};
+use crate::inventory::Item;
+use crate::scan::{self, Listing, ScanError};
+use crate::watch::DirectoryWatcher;
+
+/// Without a hint for so long, whoever writes is taken to have finished.
+const QUIET: Duration = Duration::from_millis(100);
+/// Somebody who writes all the time is not waited for longer than this; two looks still have to agree.
+const LONGEST_DEBOUNCE: Duration = Duration::from_secs(2);
+/// Between two looks that have to agree.
+const APART: Duration = Duration::from_millis(50);
+/// A file that was written so shortly before it was read may have been written again in the same tick of its clock.
+const TICK: i128 = 20_000_000;
+/// How long Git may be at work before its lock counts as left behind.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a revision cannot be applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// One word in CamelCase.
+    pub reason: &'static str,
+    /// What is wrong, and where: `file:line:column` where it is about a place.
+    pub message: String,
+}
+
+impl Broken {
+    pub(crate) fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// An object of a revision, ready to be sent.
+#[derive(Debug)]
+pub struct Rendered {
+    /// Which one it is.
+    pub item: Item,
+    /// Lower ones first.
+    pub wave: i64,
+    /// As the API takes it.
+    pub json: bytes::Bytes,
+    document: Document,
+}
+
+impl Rendered {
+    /// `web.yaml:12:7` of a field.
+    pub fn place(&self, field: &str) -> String {
+        let (line, column) = self.document.place(field);
+        format!("{}:{line}:{column}", self.document.origin.file)
+    }
+}
+
+/// What a settled directory holds.
+#[derive(Debug)]
+pub(crate) struct Content {
+    pub(crate) revision: SourceRevision,
+    files: Vec<Gathered>,
+}
+
+/// A directory under observation.
+pub(crate) struct Directory {
+    root: PathBuf,
+    watcher: DirectoryWatcher,
+    /// What the last look that was trusted showed.
+    signature: Option<[u8; 32]>,
+    hash: String,
+    git: Option<Repository>,
+    /// When Git's lock was first seen.
+    busy_since: Option<Instant>,
+}
+
+/// What a look came to.
+#[derive(Debug)]
+pub(crate) enum Look {
+    /// Nothing has changed since the last look, going by names, sizes, times and inodes; at most the commit.
+    Same(SourceRevision),
+    /// What is there.
+    Content(Content),
+    /// It cannot be read.
+    Unreadable(ScanError),
+    /// Somebody is at work on it.
+    Busy(&'static str),
+}
+
+impl Directory {
+    pub(crate) fn new(root: PathBuf, wake: Arc<Notify>) -> Self {
+        let watcher = DirectoryWatcher::new(wake);
+        Self { root, watcher, signature: None, hash: String::new(), git: None, busy_since: None }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Why not every change is heard of.
+    pub(crate) fn trouble(&self) -> Option<&str> {
+        self.watcher.trouble.as_deref()
+    }
+
+    /// Whether something may have changed since the last look.
+    pub(crate) fn has_news(&self) -> bool {
+        self.watcher.last().is_some()
+    }
+
+    /// The next look reads everything, whatever it looks like from outside.
+    pub(crate) fn forget(&mut self) {
+        self.signature = None;
+    }
+
+    /// Waits until nobody writes, and looks.
+    pub(crate) fn look(&mut self) -> Look {
+        let began = Instant::now();
+        while let Some(last) = self.watcher.last() {
+            let quiet = last.elapsed();
+            if quiet >= QUIET || began.elapsed() > LONGEST_DEBOUNCE {
+                break;
+            }
+            std::thread::sleep(QUIET.saturating_sub(quiet));
+        }
+        let mut heard = self.watcher.take();
+        self.git = git::find(&self.root);
+        // Watches first: what happens after the listing is heard then. A new directory may hold more of them.
+        let mut listing = loop {
+            let listing = scan::list(&self.root);
+            let (directories, names) = match &listing {
+                Ok(listing) => (listing.directories.as_slice(), listing.anchors.clone()),
+                Err((_, anchors)) => (&[][..], anchors.clone()),
+            };
+            let new = self.watcher.watch(directories, &self.with_git(names), heard.lost);
+            heard.lost = false;
+            if !new {
+                break listing;
+            }
+        };
+        let git = self.git.clone();
+        if git.as_ref().is_some_and(Repository::is_busy) {
+            let since = *self.busy_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < LOCK_PATIENCE {
+                return Look::Busy("Git is at work (.git/index.lock)");
+            }
+        } else {
+            self.busy_since = None;
+        }
+        if let Ok(seen) = &listing
+            && Some(seen.signature) == self.signature
+        {
+            return Look::Same(self.revision());
+        }
+        self.signature = None;
+        for _ in 0..20 {
+            let seen = match listing {
+                Ok(seen) => seen,
+                Err((error, _)) => {
+                    // What is missing now may be on its way.
+                    std::thread::sleep(APART);
+                    match scan::list(&self.root) {
+                        Err((again, _)) if again.to_string() == error.to_string() => return Look::Unreadable(again),
+                        again => {
+                            listing = again;
+                            continue;
+                        }
+                    }
+                }
+            };
+            let looked = now();
+            let files = match gather(&self.root, &seen) {
+                Ok(files) => files,
+                Err(ScanError::Missing(_)) => {
+                    listing = scan::list(&self.root);
+                    continue;
+                }
+                Err(error) => return Look::Unreadable(error),
+            };
+            let hash = hash(&files);
+            std::thread::sleep(APART);
+            if git.as_ref().is_some_and(Repository::is_busy) && self.busy_since.is_none() {
+                self.busy_since = Some(Instant::now());
+                return Look::Busy("Git is at work (.git/index.lock)");
+            }
+            listing = scan::list(&self.root);
+            let Ok(again) = &listing else { continue };
+            if again.signature != seen.signature {
+                continue;
+            }
+            // Times do not tell apart what happened within one tick of the file system's clock.
+            if seen.youngest > looked - TICK {
+                match gather(&self.root, again) {
+                    Ok(files) if self::hash(&files) == hash => {}
+                    Ok(_) | Err(_) => continue,
+                }
+            }
+            self.signature = Some(seen.signature);
+            self.hash = hash;
+            return Look::Content(Content { revision: self.revision(), files });
+        }
+        Look::Busy("the files go on changing")
+    }
+
+    fn revision(&self) -> SourceRevision {
+        let (commit, branch) = self.git.as_ref().map(Repository::head).unwrap_or_default();
+        SourceRevision { hash: self.hash.clone(), commit, branch }
+    }
+
+    fn with_git(&self, mut names: BTreeSet<(PathBuf, OsString)>) -> BTreeSet<(PathBuf, OsString)> {
+        if let Some(git) = &self.git {
+            names.extend(git::TELLING.map(|name| (git.directory.clone(), name.into())));
+        }
+        names
+    }
+}
+
+/// Nanoseconds of Unix time.
+fn now() -> i128 {
+    i128::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()).unwrap_or_default()
+}
+
+fn gather(root: &Path, listing: &Listing) -> Result<Vec<Gathered>, ScanError> {
+    let mut left = ostler_manifest::MAX_TOTAL;
+    let mut files = Vec::with_capacity(listing.files.len());
+    for relative in &listing.files {
+        let path = root.join(relative);
+        let bytes = read(&path)?;
+        left = left.checked_sub(bytes.len() as u64).ok_or(ScanError::TooMuch)?;
+        let base = path.parent().unwrap_or(root).to_owned();
+        files.push(Gathered { name: relative.display().to_string(), bytes, base });
+    }
+    Ok(files)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ScanError> {
+    let fail = |error: io::Error| ScanError::io(path, error);
+    // It may have been replaced since it was listed: never wait for the writer of a pipe.
+    let flags = 0o4000;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(fail)?;
+    let metadata = file.metadata().map_err(fail)?;
+    if !metadata.is_file() {
+        return Err(ScanError::NotAFile(path.to_owned()));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.size().min(1 << 20)).unwrap_or_default());
+    file.take(ostler_manifest::MAX_FILE + 1).read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > ostler_manifest::MAX_FILE {
+        return Err(ScanError::TooLarge(path.to_owned()));
+    }
+    Ok(bytes)
+}
+
+/// Hash over names and content.
+fn hash(files: &[Gathered]) -> String {
+    let mut hash = Sha256::new();
+    for file in files {
+        for part in [file.name.as_bytes(), &file.bytes] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    digest.iter().fold(String::with_capacity(64), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// So many errors are told; the rest is counted.
+const ERRORS: usize = 5;
+
+/// Joins errors, of which there may be very many.
+pub(crate) fn join(errors: impl ExactSizeIterator<Item = String>) -> String {
+    let more = errors.len().saturating_sub(ERRORS);
+    let mut text = errors.take(ERRORS).collect::<Vec<_>>().join("\n");
+    if more > 0 {
+        let _ = write!(text, "\nand {more} more");
+    }
+    text
+}
+
+impl Content {
+    /// The objects in the order in which they take effect, each with its namespace and marked as brought by `source`.
+    pub(crate) fn render(self, source: &str, namespace: &str) -> Result<Vec<Rendered>, Broken> {
+        if self.files.is_empty() {
+            return Err(Broken::new("Empty", "there are no .yaml, .yml or .json files in the directory"));
+        }
+        let input = Input::Files { name: "the directory".to_owned(), files: self.files };
+        let documents = ostler_manifest::load(&[input]).map_err(|errors| {
+            if let [only] = errors.as_slice()
+                && only.file == "the directory"
+            {
+                return Broken::new("Empty", "there is no object in the files of the directory");
+            }
+            Broken::new("Invalid", join(errors.iter().map(shown)))
+        })?;
+        let mut objects = Vec::with_capacity(documents.len());
+        let mut errors = Vec::new();
+        let mut seen = std::collections::HashMap::new();
+        for document in documents {
+            match render(document, source, namespace) {
+                Ok(object) => {
+                    // Two may be the same only when the one without a namespace is given one.
+                    if let Some(first) = seen.insert(object.item.clone(), object.place("metadata.name")) {
+                        let place = object.place("metadata.name");
+                        errors.push(format!("{place}: {} is given twice; first in {first}", object.item));
+                    }
+                    objects.push(object);
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(Broken::new("Invalid", join(errors.into_iter())));
+        }
+        // What lives in a namespace may be in any wave.
+        let lowest = objects.iter().map(|object| object.wave).min().unwrap_or_default();
+        for object in &mut objects {
+            if object.item.kind == Kind::Namespace {
+                object.wave = lowest;
+            }
+        }
+        // Stable: within a wave and kind, as they are written.
+        objects.sort_by_key(|object| (object.wave, object.item.kind));
+        Ok(objects)
+    }
+}
+
+fn shown(error: &ostler_manifest::Diagnostic) -> String {
+    let hint = error.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+    let text = if error.line == 0 {
+        format!("{}: {}{hint}", error.file, error.message)
+    } else {
+        format!("{}:{}:{}: {}{hint}", error.file, error.line, error.column, error.message)
+    };
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn render(mut document: Document, source: &str, namespace: &str) -> Result<Rendered, String> {
+    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == document.kind).unwrap_or(Kind::Process);
+    let mut object = std::mem::take(&mut document.json);
+    let namespace = if kind.is_namespaced() {
+        let own = document.namespace.clone().unwrap_or_else(|| namespace.to_owned());
+        object["metadata"]["namespace"] = Value::String(own.clone());
+        own
+    } else {
+        String::new()
+    };
+    let annotations = &mut object["metadata"]["annotations"];
+    let wave = match annotations.get(WAVE) {
+        None => 0,
+        Some(value) => value.as_str().and_then(|text| text.trim().parse().ok()).ok_or_else(|| {
+            let (line, column) = document.place(&format!("metadata.annotations.{WAVE}"));
+            format!("{}:{line}:{column}: {WAVE} must be a whole number in quotes, such as \"1\"", document.origin.file)
+        })?,
+    };
+    if annotations.is_null() {
+        *annotations = Value::Object(serde_json::Map::new());
+    }
+    annotations[SOURCE] = Value::String(source.to_owned());
+    let json = serde_json::to_vec(&object).unwrap_or_default().into();
+    let item = Item { kind, namespace, name: document.name.clone() };
+    Ok(Rendered { item, wave, json, document })
+}
+
+/// Whether there is a directory at all, for a warning when a Source is made for it.
+pub(crate) fn is_directory(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_dir())
+}

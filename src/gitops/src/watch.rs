@@ -1,0 +1,225 @@
+//! Wakes whoever looks at a directory when there may be something new in it.
+//!
+//! What the kernel says is only a hint: the directory is listed again, and every listing says anew what is to be watched.
+//! Directories are watched one by one. One that was deleted and made again is another one (its watch is silent), what
+//! lies behind a symbolic link is watched where it is, and so are the names of the links.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RemoveKind};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::Notify;
+
+use crate::scan::{DirectoryId, is_manifest};
+
+/// What has been heard since somebody last asked.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    /// Something may have changed.
+    pub(crate) changed: bool,
+    /// When the last hint came.
+    pub(crate) at: Option<Instant>,
+    /// Hints were lost: nothing that is known of watches can be relied on.
+    pub(crate) lost: bool,
+    /// Directories that were removed or renamed: their watches are gone, or speak of something else.
+    vanished: HashSet<PathBuf>,
+}
+
+/// What matters, for the thread that hears the hints.
+#[derive(Debug, Default)]
+struct Filter {
+    directories: HashSet<PathBuf>,
+    names: HashMap<PathBuf, HashSet<OsString>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    heard: Mutex<Heard>,
+    filter: Mutex<Filter>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Watches directories.
+pub(crate) struct DirectoryWatcher {
+    watcher: Option<RecommendedWatcher>,
+    watched: HashMap<PathBuf, DirectoryId>,
+    shared: Arc<Shared>,
+    /// Why not everything is watched: the directory has to be looked at more often.
+    pub(crate) trouble: Option<String>,
+}
+
+impl DirectoryWatcher {
+    /// Notifies `wake` of every hint.
+    pub(crate) fn new(wake: Arc<Notify>) -> Self {
+        let shared = Arc::new(Shared::default());
+        let handler = Arc::clone(&shared);
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            if handler.take(event) {
+                wake.notify_one();
+            }
+        });
+        let (watcher, trouble) = match watcher {
+            Ok(watcher) => (Some(watcher), None),
+            Err(why) => (None, Some(why.to_string())),
+        };
+        Self { watcher, watched: HashMap::new(), shared, trouble }
+    }
+
+    /// What has been heard; the next call tells only of what comes after this one.
+    pub(crate) fn take(&self) -> Heard {
+        let mut heard = lock(&self.shared.heard);
+        // Whoever sets up watches again takes these.
+        let vanished = std::mem::take(&mut heard.vanished);
+        let taken = std::mem::take(&mut *heard);
+        heard.vanished = vanished;
+        taken
+    }
+
+    /// When the last hint that nobody has taken came.
+    pub(crate) fn last(&self) -> Option<Instant> {
+        lock(&self.shared.heard).at
+    }
+
+    /// Watches these directories, these names in others, and nothing else. Returns whether a watch is new: what
+    /// happened before it was there was not heard of.
+    pub(crate) fn watch(
+        &mut self,
+        directories: &[(PathBuf, DirectoryId)],
+        names: &BTreeSet<(PathBuf, OsString)>,
+        anew: bool,
+    ) -> bool {
+        let Some(watcher) = &mut self.watcher else { return false };
+        let mut wanted: HashMap<&Path, Option<DirectoryId>> =
+            directories.iter().map(|(path, id)| (path.as_path(), Some(*id))).collect();
+        for (directory, _) in names {
+            wanted.entry(directory).or_insert_with(|| {
+                std::fs::metadata(directory).ok().filter(std::fs::Metadata::is_dir).map(|it| DirectoryId::of(&it))
+            });
+        }
+        {
+            let mut filter = lock(&self.shared.filter);
+            filter.directories = directories.iter().map(|(path, _)| path.clone()).collect();
+            filter.names = HashMap::new();
+            for (directory, name) in names {
+                filter.names.entry(directory.clone()).or_default().insert(name.clone());
+            }
+        }
+        let vanished = std::mem::take(&mut lock(&self.shared.heard).vanished);
+        let stale: Vec<PathBuf> = self
+            .watched
+            .iter()
+            .filter(|(path, id)| {
+                anew || wanted.get(path.as_path()).copied().flatten() != Some(**id)
+                    || path.ancestors().any(|ancestor| vanished.contains(ancestor))
+            })
+            .map(|(path, _)| path.clone())
+            .collect();
+        for path in stale {
+            self.watched.remove(&path);
+            // It may have ended by itself, with the directory.
+            let _ = watcher.unwatch(&path);
+        }
+        self.trouble = None;
+        let mut new = false;
+        for (path, id) in wanted {
+            let Some(id) = id else { continue };
+            if self.watched.contains_key(path) {
+                continue;
+            }
+            match watcher.watch(path, RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    self.watched.insert(path.to_owned(), id);
+                    new = true;
+                }
+                // It went in between, of which the watch of its parent tells.
+                Err(why) if matches!(why.kind, notify::ErrorKind::PathNotFound) => new = true,
+                Err(why) => {
+                    self.trouble = Some(format!("cannot watch {}: {why}", path.display()));
+                    if matches!(why.kind, notify::ErrorKind::MaxFilesWatch) {
+                        break;
+                    }
+                }
+            }
+        }
+        new
+    }
+}
+
+impl Shared {
+    /// Takes a hint; whether it matters.
+    fn take(&self, event: notify::Result<notify::Event>) -> bool {
+        let event = match event {
+            // Hints come without paths when there were too many of them.
+            Ok(event) if event.need_rescan() => {
+                let mut heard = lock(&self.heard);
+                (heard.changed, heard.lost, heard.at) = (true, true, Some(Instant::now()));
+                return true;
+            }
+            Ok(event) => event,
+            Err(_) => {
+                let mut heard = lock(&self.heard);
+                (heard.changed, heard.lost, heard.at) = (true, true, Some(Instant::now()));
+                return true;
+            }
+        };
+        let filter = lock(&self.filter);
+        let mut matters = false;
+        let moved = matches!(event.kind, EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)));
+        for path in &event.paths {
+            if filter.matters(&event.kind, path) {
+                matters = true;
+            }
+            if moved && !is_manifest(path) {
+                lock(&self.heard).vanished.insert(path.clone());
+            }
+        }
+        if matters {
+            let mut heard = lock(&self.heard);
+            (heard.changed, heard.at) = (true, Some(Instant::now()));
+        }
+        matters
+    }
+}
+
+impl Filter {
+    /// Whether something may have become of the manifests. Processes write into the directory of their manifest, too.
+    fn matters(&self, kind: &EventKind, path: &Path) -> bool {
+        match kind {
+            // Also our own reading.
+            EventKind::Access(access) if *access != AccessKind::Close(AccessMode::Write) => return false,
+            EventKind::Access(_)
+            | EventKind::Any
+            | EventKind::Create(_)
+            | EventKind::Modify(_)
+            | EventKind::Remove(_)
+            | EventKind::Other => {}
+        }
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return true };
+        if self.names.get(parent).is_some_and(|names| names.contains(name)) || self.directories.contains(path) {
+            return true;
+        }
+        if !self.directories.contains(parent) || name.as_encoded_bytes().starts_with(b".") {
+            return false;
+        }
+        match kind {
+            _ if is_manifest(path) => true,
+            EventKind::Create(CreateKind::Folder | CreateKind::Any | CreateKind::Other)
+            | EventKind::Remove(RemoveKind::Folder | RemoveKind::Any | RemoveKind::Other)
+            // It may be that of a directory.
+            | EventKind::Modify(ModifyKind::Name(_))
+            | EventKind::Any
+            | EventKind::Other => true,
+            EventKind::Create(CreateKind::File)
+            | EventKind::Remove(RemoveKind::File)
+            | EventKind::Modify(ModifyKind::Any | ModifyKind::Data(_) | ModifyKind::Metadata(_) | ModifyKind::Other)
+            | EventKind::Access(_) => false,
+        }
+    }
+}
