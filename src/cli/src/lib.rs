@@ -123,6 +123,7 @@ async fn verb(ctx: &mut Ctx, command: Command) -> Result<Exit, Error> {
         Command::Apply(args) => verbs::apply::run(ctx, args).await,
         Command::Diff(args) => verbs::diff::run(ctx, args).await,
         Command::Validate(args) => verbs::validate::run(ctx, &args),
+        Command::Import(args) => verbs::import::run(ctx, &args),
         Command::Get(args) => verbs::get::run(ctx, args).await,
         Command::Describe(args) => verbs::describe::run(ctx, args).await,
         Command::Delete(args) => verbs::delete::run(ctx, args).await,

@@ -9,6 +9,7 @@ pub(crate) mod diff;
 pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod get;
+pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod logs;
 pub(crate) mod scale;
