@@ -234,6 +234,17 @@ fn a_full_disk_blocks_the_writer_and_loses_nothing() {
     });
     daemon.running("later-0");
     assert_eq!([daemon.running("writer-0"), daemon.running("bystander-0")], [writer, bystander]);
+    wait_until("the recovery of the log to be told", || {
+        (logs_writable(&daemon, "writer-0")? == ("Recovered".to_owned(), "nothing was lost".to_owned())).then_some(())
+    });
+}
+
+/// Reason and message of the condition, if there is one.
+fn logs_writable(daemon: &Daemon, instance: &str) -> Option<(String, String)> {
+    let object = daemon.instance(instance).0;
+    let conditions = object["status"]["conditions"].as_array()?;
+    let condition = conditions.iter().find(|condition| condition["type"] == "LogsWritable")?;
+    Some((condition["reason"].as_str()?.to_owned(), condition["message"].as_str()?.to_owned()))
 }
 
 #[test]
@@ -260,4 +271,8 @@ fn where_dropping_is_asked_for_a_full_disk_blocks_nobody() {
     assert!(proc::lives(before));
     let kept = daemon.output("writer-0", "stdout");
     assert!(kept.starts_with(b"w ") && (kept.len() as u64) < LINES * 100, "{} bytes are kept", kept.len());
+    fs::remove_file(daemon.state().join("ballast")).unwrap();
+    wait_until("the number of dropped bytes to be told", || {
+        logs_writable(&daemon, "writer-0")?.1.contains(" bytes").then_some(())
+    });
 }

@@ -5,11 +5,13 @@
 
 use crate::backoff;
 use crate::breaker::{self, Change};
+use crate::kinds::WhenBlocked;
 use crate::kinds::{
     Condition, EndCause, EndCount, Exit, ExitStatus, FallbackSince, HistoryEntry, Identity, Instance, InstanceStatus,
     Phase, RestartPolicy, Severity, StopReason, Stopping, Truth, Verdict, set_condition,
 };
 use crate::plan::Note;
+use crate::plan::output::{self, Output};
 use crate::time::{Span, Timestamp};
 use crate::{kinds, restart, signal};
 
@@ -33,6 +35,8 @@ pub struct Observed {
     pub verdict: Option<Box<Verdict>>,
     /// The attempts in custody, by rising number.
     pub attempts: Vec<Attempt>,
+    /// What custody says of the log.
+    pub output: Output,
 }
 
 /// One attempt in custody.
@@ -265,6 +269,9 @@ impl Planner<'_> {
             ..Condition::default()
         };
         set_condition(&mut status.conditions, condition, self.now);
+        let drops = self.instance.spec.template.logs.when_blocked == WhenBlocked::Drop;
+        let note = output::publish(status, &observed.output, drops, self.now);
+        self.plan.notes.extend(note);
     }
 
     /// Folds every end that custody reports into the status, once each, and lets custody forget it.

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use ostler_core::kinds::{ExitStatus, Identity};
 use ostler_core::plan::instance::{Attempt, AttemptState};
+use ostler_core::plan::output::Output;
 use ostler_core::{Kind, Timestamp};
 use ostler_keeper::wire;
 use tracing::{debug, error, info, warn};
@@ -120,6 +121,9 @@ impl<D: Driver> Controller<D> {
             return;
         };
         self.sample(&id, &state);
+        if let Some(entry) = self.world.instances.get_mut(&id) {
+            entry.observed.output = output(&state);
+        }
         self.put_attempt(&id, attempt);
     }
 
@@ -177,6 +181,14 @@ fn over(state: &wire::State) -> bool {
         wire::Phase::FailedToStart | wire::Phase::Empty => true,
         wire::Phase::Unspecified | wire::Phase::Running | wire::Phase::Exited | wire::Phase::Stuck => false,
     }
+}
+
+/// What a state says of the log.
+fn output(state: &wire::State) -> Output {
+    let log = state.log.unwrap_or_default();
+    let blocked = (log.blocked_errno != 0)
+        .then(|| std::io::Error::from_raw_os_error(log.blocked_errno).to_string().into_boxed_str());
+    Output { blocked, dropped: log.dropped }
 }
 
 /// The command that lets custody drop its record of an attempt.
