@@ -18,6 +18,7 @@ pub mod suggest;
 pub mod time;
 pub mod usage;
 pub mod validate;
+pub mod why;
 
 pub use kinds::Kind;
 pub use meta::{Metadata, OwnerReference};
