@@ -63,7 +63,16 @@ fn every_example_has_a_test_and_is_valid() {
     names.sort();
     assert_eq!(
         names,
-        ["crashy.yaml", "demo", "fallback.yaml", "jobs-like.yaml", "namespaces.yaml", "web.yaml", "worker.yaml"]
+        [
+            "crashy.yaml",
+            "demo",
+            "fallback.yaml",
+            "jobs-like.yaml",
+            "namespaces.yaml",
+            "probes.yaml",
+            "web.yaml",
+            "worker.yaml"
+        ]
     );
     let daemon = ostler_tests::Setup::default().prepare();
     let said = daemon.ok(&["validate", "-R", "-f", manifests().to_str().unwrap()]);
@@ -88,6 +97,20 @@ fn web_serves_on_three_ports_of_their_own() {
     daemon.ok(&["delete", "-f", file.to_str().unwrap(), "--timeout", "30s"]);
     assert!(pids.iter().all(|process| !proc::lives(*process)));
     assert!(daemon.instances().is_empty());
+}
+
+#[test]
+fn probes_hold_back_gate_and_find_out() {
+    let daemon = Daemon::start();
+    example(&daemon, "probes.yaml");
+    daemon.ok(&["wait", "process/watched", "--for=condition=Ready", "--timeout=60s"]);
+    let healthy = |it: &Instance, kind: &str| it.0["status"]["probes"][kind]["verdict"] == "Healthy";
+    let instance = daemon.instance_when("watched-0", "healthy", |it| {
+        ["startup", "readiness", "liveness"].iter().all(|kind| healthy(it, kind))
+    });
+    proc::signal(proc::identity(instance.pid().unwrap()).unwrap(), libc::SIGSTOP);
+    daemon.instance_when("watched-0", "restarted", |it| it.last_exit()["cause"] == "Liveness");
+    daemon.instance_when("watched-0", "back", |it| it.ready() && it.restarts() == 1);
 }
 
 #[test]

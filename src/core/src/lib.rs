@@ -2,6 +2,7 @@
 //!
 //! Pure: no I/O, no clock, no randomness, no async. Whoever needs the time passes it in.
 
+pub mod allow;
 pub mod backoff;
 pub mod breaker;
 pub mod expand;
@@ -18,7 +19,7 @@ pub mod suggest;
 pub mod time;
 pub mod usage;
 pub mod validate;
-pub mod why;
+pub mod verdict;
 
 pub use kinds::Kind;
 pub use meta::{Metadata, OwnerReference};

@@ -7,6 +7,8 @@ use crate::meta::Metadata;
 use crate::time::Span;
 use crate::{name, signal};
 
+mod probes;
+
 /// One violation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
@@ -183,6 +185,9 @@ fn spec(spec: &ProcessSpec, found: &mut Findings) {
     found.check("spec.stop.signal", signal::parse(&spec.stop.signal).map(drop));
     if spec.stop.grace_period > Span::from_secs(86_400) {
         found.add("spec.stop.gracePeriod", "at most 24h");
+    }
+    for (kind, probe) in spec.probes() {
+        probes::check(spec, kind, probe, found);
     }
     if spec.logs.max_size.0 < 4096 {
         found.add("spec.logs.maxSize", "at least 4Ki");

@@ -16,4 +16,5 @@ pub use clock::Clock;
 pub use controller::{
     ActError, Acted, Action, Controller, Ended, Handle, InstanceRef, Options, Overview, Start, StartFailed,
 };
+pub use ostler_probe as probe;
 pub use spawn::log_dir;

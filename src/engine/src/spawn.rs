@@ -10,6 +10,7 @@ use ostler_core::expand::expand;
 use ostler_core::kinds::{Instance, ProcessSpec, WhenBlocked};
 use ostler_core::plan::instance::{StartError, StartErrorKind};
 use ostler_keeper::wire;
+use ostler_probe::{Prober, Surroundings};
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -53,6 +54,35 @@ pub(crate) fn command(instance: &Instance, attempt: u64, now: Timestamp) -> Resu
         log_dir: log_dir(&metadata.namespace, &metadata.name),
         log: Some(log_settings(spec)),
         ..wire::Spawn::default()
+    })
+}
+
+/// Lets a process whose probes listen to it speak by sd_notify(3), unless its manifest sends that elsewhere.
+pub(crate) fn let_speak(command: &mut wire::Spawn, spec: &ProcessSpec, prober: &Prober) {
+    let Some(probe) = spec.notify() else { return };
+    if spec.env.iter().any(|variable| variable.name == "NOTIFY_SOCKET") {
+        return;
+    }
+    let address = prober.notify_address(command.uid.is_some());
+    command.env.push(format!("NOTIFY_SOCKET={address}").into_bytes());
+    if let Some(watchdog) = probe.watchdog {
+        command.env.push(format!("WATCHDOG_USEC={}", watchdog.as_micros()).into_bytes());
+    }
+}
+
+/// What the commands of an instance's probes are run with, if it has such; or why they cannot be run.
+pub(crate) fn surroundings(instance: &Instance) -> Result<Surroundings, String> {
+    let spec = &instance.spec.template;
+    if !spec.probes().any(|(_, probe)| probe.exec.is_some()) {
+        return Ok(Surroundings::default());
+    }
+    let identity = identity(spec)?;
+    Ok(Surroundings {
+        env: environment(instance, &identity),
+        working_dir: if spec.working_dir.is_empty() { "/".into() } else { spec.working_dir.clone().into() },
+        uid: identity.switch.then_some(identity.uid),
+        gid: identity.switch.then_some(identity.gid),
+        groups: identity.groups,
     })
 }
 

@@ -248,6 +248,7 @@ impl Daemon {
             driver,
             clock: Clock::simulated(at),
             sampler: ostler_engine::usage::Sampler::off(),
+            probes: ostler_engine::probe::Settings::default(),
         };
         let (controller, handle) = Controller::new(start).await.unwrap();
         Self { world, store, handle, running: tokio::spawn(controller.run()) }

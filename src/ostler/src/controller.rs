@@ -102,7 +102,12 @@ async fn operate(
         error!(%why, "cannot start a thread; the usage of instances is not known");
         Sampler::off()
     });
-    let start = Start { options, store: Arc::clone(&store), driver, clock: Clock::system(), sampler };
+    let probes = ostler_engine::probe::Settings {
+        state_dir: shared.state_dir.clone(),
+        allow: shared.probe_allow.clone(),
+        meter: None,
+    };
+    let start = Start { options, store: Arc::clone(&store), driver, clock: Clock::system(), sampler, probes };
     let (controller, handle) = Controller::new(start).await?;
     let running = tokio::spawn(controller.run());
     let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

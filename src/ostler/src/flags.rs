@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ostler_cli::{Cgroups, OnShutdown, ServeArgs};
+use ostler_core::allow::Allow;
 use ostler_keeper::CgroupPreference;
 
 /// What keeper and controller both need to know.
@@ -23,6 +24,7 @@ pub(crate) struct Shared {
     pub(crate) on_shutdown: OnShutdown,
     /// Directories to keep applied; absolute.
     pub(crate) watch: Vec<PathBuf>,
+    pub(crate) probe_allow: Vec<Allow>,
 }
 
 impl Shared {
@@ -41,6 +43,7 @@ impl Shared {
             },
             on_shutdown: args.on_shutdown,
             watch: args.watch.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())).collect(),
+            probe_allow: args.probe_allow.clone(),
         }
     }
 
@@ -70,6 +73,8 @@ impl Shared {
             cgroups.into(),
             "--on-shutdown".into(),
             on_shutdown.into(),
+            "--probe-allow".into(),
+            self.probe_allow.iter().map(ToString::to_string).collect::<Vec<_>>().join(",").into(),
         ];
         for (number, path) in self.watch.iter().enumerate() {
             args.extend([format!("--watch-{number}").into(), path.clone().into()]);
@@ -112,6 +117,12 @@ impl Received {
                 _ => OnShutdown::Leave,
             },
             watch: (0..).map_while(|number| self.0.get(&format!("watch-{number}")).map(PathBuf::from)).collect(),
+            probe_allow: self
+                .text("probe-allow")
+                .unwrap_or_default()
+                .split(',')
+                .filter_map(|it| it.parse().ok())
+                .collect(),
         })
     }
 
@@ -153,6 +164,7 @@ mod tests {
             cgroups: CgroupPreference::V1,
             on_shutdown: OnShutdown::Stop,
             watch: vec!["/srv/a b".into(), "/srv/c".into()],
+            probe_allow: vec!["10.0.0.0/8".parse().unwrap(), "db.internal".parse().unwrap()],
         };
         let mut args = shared.to_args("keeper");
         args.extend(["--from-the-future".into(), "x".into()]);

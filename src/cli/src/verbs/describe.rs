@@ -86,6 +86,7 @@ async fn page(client: &mut Client, kind: Kind, object: &v1::Object) -> Result<St
         Kind::Instance => {
             page.instance(&value, now);
             page.conditions(&value, now);
+            page.probes(&value, now)?;
             if value["status"]["pid"].is_i64() {
                 let names = vec![meta.name().to_owned()];
                 let wanted = v1::Selector { names, ..selector(Kind::Instance, &namespace) };
@@ -435,6 +436,41 @@ impl Page {
         }
         // Writing into memory does not fail.
         let _ = self.rows("Conditions", &rows);
+    }
+
+    /// What the probes check, and what they had found when their verdicts last changed.
+    fn probes(&mut self, value: &Value, now: Timestamp) -> Result<(), Error> {
+        let (template, status) = (&value["spec"]["template"], &value["status"]["probes"]);
+        let mut rows = vec![row(["PROBE", "CHECK", "EVERY", "VERDICT", "SINCE", "CHECKS", "FAILED", "OUTPUT"])];
+        for kind in ["startup", "readiness", "liveness"] {
+            let (probe, found) = (&template[format!("{kind}Probe")], &status[kind]);
+            let Some(fields) = probe.as_object() else { continue };
+            let check = fields.iter().find(|(_, field)| field.is_object()).map(|(name, _)| name.as_str());
+            let number = |field: &str| found[field].as_u64().unwrap_or(0);
+            let failed = match number("failures") {
+                0 => number("failed").to_string(),
+                row => format!("{} ({row} in a row)", number("failed")),
+            };
+            rows.push(row([
+                kind,
+                check.unwrap_or_default(),
+                &text(&probe["interval"]),
+                found["verdict"].as_str().unwrap_or("Unknown"),
+                &age(found["since"].as_str(), now),
+                &number("checks").to_string(),
+                &failed,
+                found["output"].as_str().unwrap_or_default(),
+            ]));
+        }
+        if rows.len() > 1 {
+            self.rows("Probes", &rows)?;
+        }
+        let notify = &status["notify"];
+        if notify.is_object() {
+            self.field("Says", &notify["text"]);
+            self.field("Main PID", &notify["mainPid"]);
+        }
+        Ok(())
     }
 
     fn history(&mut self, value: &Value, now: Timestamp) -> Result<(), Error> {

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ostler_core::allow::Allow;
+
 use crate::duration;
 
 /// Run the daemon in the foreground
@@ -34,6 +36,9 @@ pub(crate) struct Args {
     /// Directory whose manifests are to be kept applied, such as a Git checkout: makes a Source of its name; repeatable
     #[arg(long, value_name = "DIR")]
     watch: Vec<PathBuf>,
+    /// What probes may connect to besides loopback: a host name, an address or a network; may be repeated
+    #[arg(long, value_name = "HOST|CIDR")]
+    probe_allow: Vec<Allow>,
 }
 
 /// Which cgroups the daemon uses to hold process trees together.
@@ -73,6 +78,8 @@ pub struct ServeArgs {
     pub on_shutdown: OnShutdown,
     /// Directories to keep applied.
     pub watch: Vec<PathBuf>,
+    /// Host names, addresses and networks that probes may connect to besides loopback.
+    pub probe_allow: Vec<Allow>,
 }
 
 impl Args {
@@ -86,6 +93,7 @@ impl Args {
             cgroups: self.cgroups,
             on_shutdown: self.on_shutdown.unwrap_or(usual),
             watch: self.watch,
+            probe_allow: self.probe_allow,
         }
     }
 }

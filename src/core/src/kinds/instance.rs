@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, ProcessSpec};
+use super::{Condition, ProbesStatus, ProcessSpec};
 use crate::meta::Metadata;
 use crate::time::Timestamp;
 
@@ -120,7 +120,10 @@ pub struct InstanceStatus {
     /// It ended and policy starts it no more.
     #[serde(skip_serializing_if = "is_false")]
     pub done: bool,
-    /// Ready.
+    /// What the probes of the last attempt that ran have found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probes: Option<Box<ProbesStatus>>,
+    /// Ready; Healthy, when there are probes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// The latest transitions, oldest first.

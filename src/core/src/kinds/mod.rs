@@ -3,6 +3,7 @@
 mod event;
 mod instance;
 mod namespace;
+mod probe;
 mod process;
 mod restart;
 mod source;
@@ -15,6 +16,10 @@ pub use instance::{
     InstanceStatus, Phase, Severity, StopReason, Stopping, Verdict,
 };
 pub use namespace::{Namespace, NamespacePhase, NamespaceSpec, NamespaceStatus};
+pub use probe::{
+    Check, ExecProbe, Grpc, Health, HttpGet, HttpHeader, LogLine, LogStream, NotifyProbe, NotifyStatus, PortRef, Probe,
+    ProbeKind, ProbeStatus, ProbesStatus, ProcessProbe, Scheme, StatusRange, TcpSocket,
+};
 pub use process::{
     AutoPort, Backoff, CircuitBreaker, Driver, EnvVar, Logs, Port, PortNumber, Process, ProcessSpec, ProcessStatus,
     RESTARTED_AT, RestartPolicy, STOPPED_AT, Stop, WhenBlocked,

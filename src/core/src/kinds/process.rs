@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, Fallback, Restart};
+use super::{Check, Condition, Fallback, NotifyProbe, Probe, ProbeKind, Restart};
 use crate::meta::Metadata;
 use crate::quantity::Bytes;
 use crate::time::Span;
@@ -88,6 +88,18 @@ pub struct ProcessSpec {
     /// How an instance is stopped.
     #[serde(default)]
     pub stop: Stop,
+    /// Whether an instance has come up: the other probes wait until it passes. As many failures in a row as its
+    /// failureThreshold restart the instance as restartPolicy says, which bounds the time a start may take. Once passed,
+    /// it is not run again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub startup_probe: Option<Box<Probe>>,
+    /// Whether an instance is ready: it decides `ready`, and what waits for that. It never ends anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness_probe: Option<Box<Probe>>,
+    /// Whether an instance works: as many failures in a row as its failureThreshold stop it, as `stop` says, and restart
+    /// it, as restartPolicy, backoff and circuitBreaker say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub liveness_probe: Option<Box<Probe>>,
     /// What is kept of the output.
     #[serde(default)]
     pub logs: Logs,
@@ -318,6 +330,36 @@ impl ProcessSpec {
         Self { replicas: None, ..self.clone() }
     }
 
+    /// One of the probes.
+    pub fn probe(&self, kind: ProbeKind) -> Option<&Probe> {
+        match kind {
+            ProbeKind::Startup => self.startup_probe.as_deref(),
+            ProbeKind::Readiness => self.readiness_probe.as_deref(),
+            ProbeKind::Liveness => self.liveness_probe.as_deref(),
+        }
+    }
+
+    /// The probes that there are.
+    pub fn probes(&self) -> impl Iterator<Item = (ProbeKind, &Probe)> {
+        ProbeKind::ALL.into_iter().filter_map(|kind| Some((kind, self.probe(kind)?)))
+    }
+
+    /// The probe that has the process speak sd_notify(3), preferably the one with a watchdog.
+    pub fn notify(&self) -> Option<&NotifyProbe> {
+        let all = || {
+            self.probes().flat_map(|(_, probe)| probe.checks()).filter_map(|check| match check {
+                Check::Notify(notify) => Some(notify),
+                Check::HttpGet(_)
+                | Check::TcpSocket(_)
+                | Check::Grpc(_)
+                | Check::Exec(_)
+                | Check::LogLine(_)
+                | Check::Process(_) => None,
+            })
+        };
+        all().find(|notify| notify.watchdog.is_some()).or_else(|| all().next())
+    }
+
     /// The fields whose change needs new processes, in the order of the schema. The destructuring makes a new field
     /// choose a side.
     fn restarting(&self) -> Vec<(&'static str, serde_json::Value)> {
@@ -339,6 +381,9 @@ impl ProcessSpec {
             fallback: _,
             success_exit_codes: _,
             stop: _,
+            startup_probe: _,
+            readiness_probe: _,
+            liveness_probe: _,
             logs: _,
         } = self;
         vec![
@@ -351,6 +396,8 @@ impl ProcessSpec {
             ("spec.user", json(user)),
             ("spec.group", json(group)),
             ("spec.driver", json(driver)),
+            // Timing and targets of probes may change at any time; what is in the environment may not.
+            ("spec.*Probe.notify", json(&self.notify())),
         ]
     }
 
@@ -413,6 +460,8 @@ mod tests {
             ("logs", serde_json::json!({"maxFiles": 9})),
             ("restart", serde_json::json!({"profile": "Batch"})),
             ("fallback", serde_json::json!({"command": ["true"]})),
+            ("readinessProbe", serde_json::json!({"tcpSocket": {"port": 1}})),
+            ("livenessProbe", serde_json::json!({"exec": {"command": ["true"]}, "interval": "1s"})),
         ] {
             assert_eq!(with(key, value).revision(), base.revision(), "{key}");
         }

@@ -8,10 +8,10 @@ use crate::breaker::{self, Change};
 use crate::kinds::WhenBlocked;
 use crate::kinds::{
     Condition, EndCause, EndCount, Exit, ExitStatus, FallbackSince, HistoryEntry, Identity, Instance, InstanceStatus,
-    Phase, RestartPolicy, Severity, StopReason, Stopping, Truth, Verdict, set_condition,
+    Phase, ProbesStatus, RestartPolicy, Severity, StopReason, Stopping, Truth, Verdict, set_condition,
 };
-use crate::plan::Note;
 use crate::plan::output::{self, Output};
+use crate::plan::{Note, health};
 use crate::time::{Span, Timestamp};
 use crate::{kinds, restart, signal};
 
@@ -31,8 +31,10 @@ pub struct Observed {
     pub killed: Option<u64>,
     /// The daemon ends and takes its processes along: stop, and be gone by then, whatever the spec says.
     pub shutdown: Option<Timestamp>,
-    /// What ends the running attempt: a probe that failed, a limit that was exceeded.
+    /// What ends the running attempt, such as a limit that was exceeded.
     pub verdict: Option<Box<Verdict>>,
+    /// What the probes have found; nothing before the first verdict since the controller began.
+    pub probes: Option<Box<ProbesStatus>>,
     /// The attempts in custody, by rising number.
     pub attempts: Vec<Attempt>,
     /// What custody says of the log.
@@ -249,8 +251,6 @@ impl Planner<'_> {
             self.idle(want);
         }
         let status = &mut self.plan.status;
-        // What was declared is what is counted on.
-        status.ready = status.phase == Phase::Running && status.fallback.is_none();
         if status.fallback.is_some() || status.conditions.iter().any(|condition| condition.kind == "Fallback") {
             let reason = if status.fallback.is_some() { "RetriesExhausted" } else { "CommandRuns" };
             let condition = Condition {
@@ -262,13 +262,7 @@ impl Planner<'_> {
             };
             set_condition(&mut status.conditions, condition, self.now);
         }
-        let condition = Condition {
-            kind: "Ready".to_owned(),
-            status: Truth::from(status.ready),
-            reason: if status.ready { "Running".to_owned() } else { status.reason.clone() },
-            ..Condition::default()
-        };
-        set_condition(&mut status.conditions, condition, self.now);
+        health::publish(&self.instance.spec.template, status, self.now);
         let drops = self.instance.spec.template.logs.when_blocked == WhenBlocked::Drop;
         let note = output::publish(status, &observed.output, drops, self.now);
         self.plan.notes.extend(note);
@@ -423,6 +417,7 @@ impl Planner<'_> {
             let pid = status.pid.unwrap_or_default();
             self.plan.notes.push(Note::normal("Started", format!("pid {pid}, attempt {}", attempt.number)));
         }
+        self.take_probes(attempt);
         let reason = match (want, &attempt.state) {
             (Want::Gone, _) => Some(StopReason::Deleted),
             (Want::Stop, _) if self.instance.spec.stopped_at.is_none() => Some(StopReason::Shutdown),
@@ -440,8 +435,26 @@ impl Planner<'_> {
     }
 
     /// What ends this attempt although nobody asked for it.
-    fn verdict(&self, attempt: &Attempt) -> Option<&Verdict> {
-        self.observed.verdict.as_deref().filter(|verdict| verdict.attempt == attempt.number)
+    fn verdict(&self, attempt: &Attempt) -> Option<Verdict> {
+        let observed = self.observed.verdict.as_deref().filter(|verdict| verdict.attempt == attempt.number);
+        observed.cloned().or_else(|| health::verdict(&self.instance.spec.template, &self.plan.status))
+    }
+
+    /// Publishes what the probes have found of an attempt. What is known from before a restart of the controller stands
+    /// until they find something else.
+    fn take_probes(&mut self, attempt: &Attempt) {
+        let known = self.plan.status.probes.take().filter(|probes| probes.attempt == attempt.number);
+        let found = self.observed.probes.clone().filter(|probes| probes.attempt == attempt.number);
+        let found = if self.plan.status.fallback.is_some() {
+            // The probes are about the command that was given up.
+            None
+        } else {
+            health::of_attempt(&self.instance.spec.template, attempt.number, found.or_else(|| known.clone()))
+        };
+        if let Some(found) = &found {
+            self.plan.notes.extend(health::notes(&known.unwrap_or_default(), found));
+        }
+        self.plan.status.probes = found;
     }
 
     fn run(&mut self) {
@@ -473,7 +486,7 @@ impl Planner<'_> {
             Some(seconds) if metadata.is_deleting() => Span::from_secs(seconds),
             _ => template.stop.grace_period,
         };
-        let verdict = self.verdict(attempt).filter(|verdict| reason == Some(StopReason::of(verdict.cause))).cloned();
+        let verdict = self.verdict(attempt).filter(|verdict| reason == Some(StopReason::of(verdict.cause)));
         let status = &mut self.plan.status;
         let begun = status.stopping.is_some();
         let stopping = status.stopping.get_or_insert_with(|| Stopping {

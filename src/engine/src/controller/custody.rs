@@ -124,6 +124,7 @@ impl<D: Driver> Controller<D> {
         if let Some(entry) = self.world.instances.get_mut(&id) {
             entry.observed.output = output(&state);
         }
+        self.note_cgroup(&id, &state);
         self.put_attempt(&id, attempt);
     }
 

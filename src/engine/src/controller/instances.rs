@@ -55,6 +55,7 @@ impl<D: Driver> Controller<D> {
             self.act_on(id, &action, now);
         }
         self.tell(id, plan.notes, now);
+        self.probe(id, now);
     }
 
     fn act_on(&mut self, id: &Id, action: &Action, now: Timestamp) {
@@ -67,7 +68,8 @@ impl<D: Driver> Controller<D> {
                 self.commit_records(std::slice::from_ref(id));
             }
             Action::Spawn { attempt } => match spawn::command(&entry.object, attempt, now) {
-                Ok(command) => {
+                Ok(mut command) => {
+                    spawn::let_speak(&mut command, &entry.object.spec.template, &self.prober);
                     entry.observed.starting = Some(attempt);
                     self.driver.submit(command.into());
                 }
@@ -258,6 +260,7 @@ impl<D: Driver> Controller<D> {
 
     fn removed(&mut self, id: &Id) {
         let Some(entry) = self.world.remove_instance(id) else { return };
+        self.prober.forget(id);
         self.sampler.untrack(id.clone(), None);
         let metadata = &entry.object.metadata;
         self.remove_logs(&metadata.namespace, &metadata.name, &metadata.uid);

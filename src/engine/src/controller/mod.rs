@@ -2,6 +2,7 @@
 
 mod commands;
 mod custody;
+mod health;
 mod instances;
 mod processes;
 mod recorder;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ostler_core::{Kind, Span, Timestamp};
+use ostler_probe::{Prober, Report};
 use ostler_store::{Store, Watch, WatchEnded};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
@@ -71,6 +73,8 @@ pub struct Start<D> {
     pub clock: Clock,
     /// What the instances use.
     pub sampler: Sampler,
+    /// How they are probed.
+    pub probes: ostler_probe::Settings,
 }
 
 /// The reconciling loop and everything it knows.
@@ -80,6 +84,8 @@ pub struct Controller<D> {
     driver: D,
     clock: Clock,
     sampler: Sampler,
+    prober: Prober,
+    probed: mpsc::UnboundedReceiver<Report>,
     queue: Queue<Request>,
     world: World,
     writer: Writer,
@@ -101,6 +107,7 @@ enum Woken {
     Processes(Result<Vec<ostler_store::Event>, WatchEnded>),
     Namespaces(Result<Vec<ostler_store::Event>, WatchEnded>),
     Written(Outcome),
+    Probed(Vec<Report>),
     Command(Option<Command>),
     Time,
     Busy,
@@ -110,6 +117,7 @@ impl<D: Driver> Controller<D> {
     /// Recovers everything the store knows, and prepares to run. The handle is for the API.
     pub async fn new(start: Start<D>) -> Result<(Self, Handle), StartFailed> {
         let (sender, commands) = mpsc::channel(256);
+        let (prober, probed) = Prober::start(start.probes);
         let recovery::Recovered { world, processes, namespaces } =
             recovery::recover(&start.store, &start.clock).await?;
         let controller = Self {
@@ -120,6 +128,8 @@ impl<D: Driver> Controller<D> {
             driver: start.driver,
             clock: start.clock,
             sampler: start.sampler.clone(),
+            prober,
+            probed,
             queue: Queue::new(),
             world,
             custody: custody::Custody::default(),
@@ -158,6 +168,7 @@ impl<D: Driver> Controller<D> {
                 events = self.processes.next() => Woken::Processes(events),
                 events = self.namespaces.next() => Woken::Namespaces(events),
                 outcome = self.writer.next() => Woken::Written(outcome),
+                reports = reports(&mut self.probed) => Woken::Probed(reports),
                 command = self.commands.recv() => Woken::Command(command),
                 _ = ticks.tick() => {
                     self.tick();
@@ -169,6 +180,7 @@ impl<D: Driver> Controller<D> {
             match woken {
                 Woken::Driver(events) => self.take_custody_events(events),
                 Woken::Written(outcome) => self.take_outcome(outcome),
+                Woken::Probed(reports) => self.take_reports(reports),
                 Woken::Command(Some(command)) => self.take_command(command),
                 // Every handle is gone: the API has ended, and with it the daemon.
                 Woken::Command(None) => self.begin_end(commands::Ending::leaving()),
@@ -248,6 +260,16 @@ impl<D: Driver> Controller<D> {
     fn now(&self) -> Timestamp {
         self.clock.now()
     }
+}
+
+/// What the probes have found since the last look. Cancel-safe.
+async fn reports(probed: &mut mpsc::UnboundedReceiver<Report>) -> Vec<Report> {
+    let mut reports = Vec::new();
+    if probed.recv_many(&mut reports, SLICE).await == 0 {
+        // The prober ends with the handle that the loop holds.
+        std::future::pending::<()>().await;
+    }
+    reports
 }
 
 /// How long after an instance changed its Process is looked at: a burst of changes shares a look, whose cost grows with

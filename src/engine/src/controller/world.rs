@@ -10,6 +10,7 @@ use ostler_core::{Kind, Timestamp};
 use ostler_store::{Event, EventKind, Revision};
 
 use super::Request;
+use super::health::Probing;
 
 /// `namespace/name`; for namespaces `/name`.
 pub(crate) type Id = Arc<str>;
@@ -50,12 +51,26 @@ pub(crate) struct InstanceEntry {
     pub(crate) forget: Vec<(u64, u64)>,
     /// The record is to be deleted, and then the entry.
     pub(crate) removing: bool,
+    /// The attempt whose probes run.
+    pub(crate) probing: Option<Box<Probing>>,
+    /// Absolute path of the cgroup of the current attempt, when there is one and probes that need it.
+    pub(crate) cgroup: Option<Box<str>>,
 }
 
 impl InstanceEntry {
     pub(crate) fn new(object: Instance) -> Self {
         let observed = Observed::default();
-        Self { object, observed, version: 1, stored: 0, needs: 1, forget: Vec::new(), removing: false }
+        Self {
+            object,
+            observed,
+            version: 1,
+            stored: 0,
+            needs: 1,
+            forget: Vec::new(),
+            removing: false,
+            probing: None,
+            cgroup: None,
+        }
     }
 
     pub(crate) fn changed(&mut self) {
