@@ -320,7 +320,7 @@ pub(crate) fn dns_name(text: &str) -> String {
 }
 
 /// The order in which fields are written; others follow.
-const ORDER: [&str; 26] = [
+const ORDER: [&str; 27] = [
     "apiVersion",
     "kind",
     "metadata",
@@ -343,6 +343,7 @@ const ORDER: [&str; 26] = [
     "restartPolicy",
     "backoff",
     "circuitBreaker",
+    "restart",
     "successExitCodes",
     "stop",
     "resources",

@@ -183,7 +183,7 @@ pub fn detect(name: &str, text: &str) -> Option<Format> {
         if has("processes") {
             return Some(Format::ProcessCompose);
         }
-        if has("apps") || has("script") || tree.value.items().any(|item| item.get("script").is_some()) {
+        if has("apps") || has("pm2") || has("script") || tree.value.items().any(|item| item.get("script").is_some()) {
             return Some(Format::Pm2);
         }
     }

@@ -65,6 +65,7 @@ fn arguments_are_what_the_other_manager_would_have_given() {
             &["node", "--inspect", "app.js", "-a", "b c", "$(x)"],
         ),
         (Format::Pm2, r#"{"script": "./bin/app", "args": ["a b", 3]}"#, &["/base/bin/app", "a b", "3"]),
+        (Format::Pm2, r#"{"pm2": [{"script": "x.py"}]}"#, &["python3", "x.py"]),
         (Format::Pm2, "apps:\n  - script: npm\n    args: run start\n", &["npm", "run", "start"]),
         (
             Format::Systemd,

@@ -93,6 +93,21 @@ fn process(mut draft: Draft, mut fields: Fields, project: &Project, notes: &mut 
     availability(&mut draft, fields.part("availability", notes), notes);
     shutdown(&mut draft, fields.part("shutdown", notes), notes);
     logs(&mut draft, &mut fields, notes);
+    if let Some((texts, line)) = fields.texts("success_exit_codes", notes) {
+        let codes: Vec<u8> = texts.iter().filter_map(|text| text.trim().parse().ok()).collect();
+        if codes.len() < texts.len() {
+            notes.lost(line, &fields.path("success_exit_codes"), "exit codes are numbers from 0 to 255");
+        }
+        if codes.iter().any(|code| *code > 128) {
+            let how = "a code above 128 stands for a signal too there; an end by a signal is a failure here";
+            notes.near(line, &fields.path("success_exit_codes"), how);
+        }
+        // 0 is always one there.
+        let codes: Vec<u8> = std::iter::once(0).chain(codes.into_iter().filter(|code| *code != 0)).collect();
+        if codes.len() > 1 {
+            draft.set("successExitCodes", codes);
+        }
+    }
     if let Some((true, line)) = fields.flag("disabled", notes) {
         draft.disable(line, &fields.path("disabled"), notes);
     }

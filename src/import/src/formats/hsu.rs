@@ -2,7 +2,8 @@
 //! programs (`standard_managed.control.execution.executable_path`).
 
 use ostler_core::Span;
-use serde_json::Value as Json;
+use ostler_core::kinds::Profile;
+use serde_json::{Map, Value as Json};
 
 use super::environment_is_not_inherited;
 use crate::Error;
@@ -61,6 +62,10 @@ pub(crate) fn read(text: &str, notes: &mut Notes) -> Result<Vec<Json>, Error> {
 fn process(mut draft: Draft, mut fields: Fields, kind: Option<(String, u32)>, notes: &mut Notes) -> Json {
     if let Some((profile, line)) = fields.text("profile_type", notes) {
         draft.label("profile", &profile, line, notes);
+        let known = [Profile::Web, Profile::Worker, Profile::Scheduler, Profile::Batch, Profile::Database];
+        if let Some(known) = known.into_iter().find(|known| known.name().eq_ignore_ascii_case(&profile)) {
+            draft.set_in("restart", "profile", known.name());
+        }
     }
     let enabled = fields.flag("enabled", notes);
     let mut management = fields.part("management", notes);
@@ -135,8 +140,14 @@ fn control(draft: &mut Draft, mut fields: Fields, notes: &mut Notes) {
     backoff(draft, &mut delays, ["max_retries", "retry_delay", "backoff_rate"], never, notes);
     delays.finish(notes);
     usual.finish(notes);
-    let why = "every failure is delayed alike, by backoff";
-    context.lost(&["health_failures", "resource_violations"], why, notes);
+    for (key, field) in [("health_failures", "onLiveness"), ("resource_violations", "onResource")] {
+        let mut other = context.part(key, notes);
+        if !never && !other.is_empty() {
+            draft.set_in("restart", field, override_of(&mut other, notes));
+        }
+        other.skip(&["max_retries", "retry_delay", "backoff_rate"]);
+        other.finish(notes);
+    }
     context.lost(&["startup_grace_period", "sustained_violation_time"], "a process is ready when it runs", notes);
     context.lost(&["spike_tolerance_time"], "resources are not limited", notes);
     context.finish(notes);
@@ -244,6 +255,21 @@ fn backoff(draft: &mut Draft, fields: &mut Fields, keys: [&str; 3], never: bool,
     if let Some((retries, _)) = retries {
         draft.set_in("backoff", "maxRetries", retries.min(u64::from(u32::MAX)));
     }
+}
+
+/// What takes the place of the usual delays after one sort of failure.
+fn override_of(fields: &mut Fields, notes: &mut Notes) -> Json {
+    let mut instead = Map::new();
+    if let Some((delay, _)) = fields.duration("retry_delay", notes) {
+        instead.insert("initial".to_owned(), delay.to_string().into());
+    }
+    if let Some((rate, _)) = fields.factor("backoff_rate", notes) {
+        instead.insert("factor".to_owned(), rate.clamp(1.0, 100.0).into());
+    }
+    if let Some((retries, _)) = fields.count("max_retries", notes) {
+        instead.insert("maxRetries".to_owned(), retries.min(u64::from(u32::MAX)).into());
+    }
+    instead.into()
 }
 
 fn limits(mut fields: Fields, notes: &mut Notes) {

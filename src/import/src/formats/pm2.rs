@@ -36,7 +36,7 @@ pub(crate) fn read(text: &str, notes: &mut Notes) -> Result<Vec<Json>, Error> {
         Value::Map(_) if root.value.get("script").is_some() => vec![root.clone()],
         Value::Map(_) | Value::Null | Value::Text(_) => {
             let mut top = Fields::of("", root, notes);
-            let apps = top.take("apps");
+            let apps = top.take_any(&["apps", "pm2"]);
             top.lost(&["deploy"], "nothing is deployed to other machines", notes);
             top.finish(notes);
             match apps.map(|entry| entry.node) {
