@@ -70,6 +70,7 @@ fn every_example_has_a_test_and_is_valid() {
             "jobs-like.yaml",
             "namespaces.yaml",
             "probes.yaml",
+            "source",
             "web.yaml",
             "worker.yaml"
         ]
@@ -216,4 +217,25 @@ fn demo_runs_as_one_application() {
     }
     let all = daemon.ok(&["get", "processes", "-A", "-l", "app.kubernetes.io/part-of=demo", "-o", "name"]);
     assert_eq!(all.lines().count(), 3, "{all}");
+}
+
+#[test]
+fn source_keeps_the_directory_beside_it_applied() {
+    let daemon = Daemon::start();
+    // A copy, so that a change is nobody else's.
+    let copy = daemon.path().join("source");
+    fs::create_dir_all(copy.join("apps")).unwrap();
+    for name in ["source.yaml", "apps/clock.yaml"] {
+        fs::copy(manifests().join("source").join(name), copy.join(name)).unwrap();
+    }
+    daemon.ok(&["apply", "-f", "source/source.yaml"]);
+    let before = running(&daemon, "default", "clock", 1)[0].pid();
+    let clock = copy.join("apps/clock.yaml");
+    let text = fs::read_to_string(&clock).unwrap();
+    fs::write(&clock, text.replace("value: \"1\"", "value: \"2\"")).unwrap();
+    wait_until("the clock to go slower", || {
+        let output = daemon.cli(&["get", "instance", "clock-0", "-o", "jsonpath={.status.pid}"]);
+        let pid = output.stdout.trim().parse().ok()?;
+        (Some(pid) != before && proc::variable(pid, "INTERVAL")? == "2").then_some(())
+    });
 }

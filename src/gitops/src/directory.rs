@@ -32,6 +32,8 @@ const LONGEST_DEBOUNCE: Duration = Duration::from_secs(2);
 const APART: Duration = Duration::from_millis(50);
 /// A file that was written so shortly before it was read may have been written again in the same tick of its clock.
 const TICK: i128 = 20_000_000;
+/// So often a look is begun anew because something changed meanwhile.
+const ATTEMPTS: usize = 10;
 /// How long Git may be at work before its lock counts as left behind.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -129,6 +131,16 @@ impl Directory {
 
     /// Waits until nobody writes, and looks.
     pub(crate) fn look(&mut self) -> Look {
+        for _ in 0..ATTEMPTS {
+            if let Some(look) = self.try_look() {
+                return look;
+            }
+        }
+        Look::Busy("the files go on changing")
+    }
+
+    /// Looks once; nothing when something changed meanwhile.
+    fn try_look(&mut self) -> Option<Look> {
         let began = Instant::now();
         while let Some(last) = self.watcher.last() {
             let quiet = last.elapsed();
@@ -140,7 +152,7 @@ impl Directory {
         let mut heard = self.watcher.take();
         self.git = git::find(&self.root);
         // Watches first: what happens after the listing is heard then. A new directory may hold more of them.
-        let mut listing = loop {
+        let listing = loop {
             let listing = scan::list(&self.root);
             let (directories, names) = match &listing {
                 Ok(listing) => (listing.directories.as_slice(), listing.anchors.clone()),
@@ -152,68 +164,54 @@ impl Directory {
                 break listing;
             }
         };
-        let git = self.git.clone();
-        if git.as_ref().is_some_and(Repository::is_busy) {
-            let since = *self.busy_since.get_or_insert_with(Instant::now);
-            if since.elapsed() < LOCK_PATIENCE {
-                return Look::Busy("Git is at work (.git/index.lock)");
-            }
-        } else {
-            self.busy_since = None;
+        if let Some(why) = self.git_at_work() {
+            return Some(Look::Busy(why));
         }
-        if let Ok(seen) = &listing
-            && Some(seen.signature) == self.signature
-        {
-            return Look::Same(self.revision());
+        let seen = match listing {
+            Ok(seen) => seen,
+            Err((error, _)) => {
+                self.signature = None;
+                // What is missing now may be on its way.
+                std::thread::sleep(APART);
+                let again = scan::list(&self.root).err().map(|(again, _)| again)?;
+                return (again.to_string() == error.to_string()).then_some(Look::Unreadable(again));
+            }
+        };
+        if Some(seen.signature) == self.signature {
+            return Some(Look::Same(self.revision()));
         }
         self.signature = None;
-        for _ in 0..20 {
-            let seen = match listing {
-                Ok(seen) => seen,
-                Err((error, _)) => {
-                    // What is missing now may be on its way.
-                    std::thread::sleep(APART);
-                    match scan::list(&self.root) {
-                        Err((again, _)) if again.to_string() == error.to_string() => return Look::Unreadable(again),
-                        again => {
-                            listing = again;
-                            continue;
-                        }
-                    }
-                }
-            };
-            let looked = now();
-            let files = match gather(&self.root, &seen) {
-                Ok(files) => files,
-                Err(ScanError::Missing(_)) => {
-                    listing = scan::list(&self.root);
-                    continue;
-                }
-                Err(error) => return Look::Unreadable(error),
-            };
-            let hash = hash(&files);
-            std::thread::sleep(APART);
-            if git.as_ref().is_some_and(Repository::is_busy) && self.busy_since.is_none() {
-                self.busy_since = Some(Instant::now());
-                return Look::Busy("Git is at work (.git/index.lock)");
-            }
-            listing = scan::list(&self.root);
-            let Ok(again) = &listing else { continue };
-            if again.signature != seen.signature {
-                continue;
-            }
-            // Times do not tell apart what happened within one tick of the file system's clock.
-            if seen.youngest > looked - TICK {
-                match gather(&self.root, again) {
-                    Ok(files) if self::hash(&files) == hash => {}
-                    Ok(_) | Err(_) => continue,
-                }
-            }
-            self.signature = Some(seen.signature);
-            self.hash = hash;
-            return Look::Content(Content { revision: self.revision(), files });
+        let looked = now();
+        let files = match gather(&self.root, &seen) {
+            Ok(files) => files,
+            Err(ScanError::Missing(_)) => return None,
+            Err(error) => return Some(Look::Unreadable(error)),
+        };
+        let hash = hash(&files);
+        std::thread::sleep(APART);
+        // It may have begun after it was looked for, also with a repository that was not there.
+        self.git = git::find(&self.root);
+        if let Some(why) = self.git_at_work() {
+            return Some(Look::Busy(why));
         }
-        Look::Busy("the files go on changing")
+        let again = scan::list(&self.root).ok().filter(|again| again.signature == seen.signature)?;
+        // Times do not tell apart what happened within one tick of the file system's clock.
+        if seen.youngest > looked - TICK && gather(&self.root, &again).map(|files| self::hash(&files)).ok()? != hash {
+            return None;
+        }
+        self.signature = Some(seen.signature);
+        self.hash = hash;
+        Some(Look::Content(Content { revision: self.revision(), files }))
+    }
+
+    /// Whether Git is at work on the files, unless its lock was left behind.
+    fn git_at_work(&mut self) -> Option<&'static str> {
+        if !self.git.as_ref().is_some_and(Repository::is_busy) {
+            self.busy_since = None;
+            return None;
+        }
+        let since = *self.busy_since.get_or_insert_with(Instant::now);
+        (since.elapsed() < LOCK_PATIENCE).then_some("Git is at work (.git/index.lock)")
     }
 
     fn revision(&self) -> SourceRevision {

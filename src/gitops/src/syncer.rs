@@ -170,15 +170,16 @@ impl<C: Cluster> Syncer<C> {
             spec.interval.to_std()
         };
         self.directory = Some(directory);
+        // A look takes a while, and what it is for may be another thing now.
+        let current = read_source(&*store, &self.name)?;
+        if current.metadata.generation != source.metadata.generation || requested(&current) != requested(&source) {
+            self.done = None;
+            return Some(Duration::ZERO);
+        }
         let pause = match look {
             Look::Same(revision) => {
                 status.revision = Some(revision.clone());
-                // A commit of what was there already.
-                if let Some(applied) = &mut status.last_applied_revision
-                    && applied.hash == revision.hash
-                {
-                    *applied = revision;
-                }
+                recommitted(&mut status, &revision);
                 pause
             }
             Look::Busy(why) => {
@@ -198,6 +199,7 @@ impl<C: Cluster> Syncer<C> {
                 let revision = content.revision.clone();
                 let is_done = self.done.as_ref() == Some(&(revision.hash.clone(), source.metadata.generation));
                 status.revision = Some(revision.clone());
+                recommitted(&mut status, &revision);
                 if is_done && !again { pause } else { self.sync(&source, &mut status, content, request, pause).await? }
             }
         };
@@ -407,7 +409,14 @@ impl<C: Cluster> Syncer<C> {
     async fn send_refs(&self, objects: &[&Rendered], dry_run: bool) -> Result<Vec<Outcome>, Failed> {
         let json: Vec<Bytes> = objects.iter().map(|object| object.json.clone()).collect();
         let manager = format!("source/{}", self.name);
-        match self.shared.cluster.apply(json, dry_run, &manager).await {
+        if !dry_run {
+            self.tracker.applying();
+        }
+        let result = self.shared.cluster.apply(json, dry_run, &manager).await;
+        if result.is_err() {
+            self.tracker.made(std::iter::empty());
+        }
+        match result {
             Ok(outcomes) => Ok(outcomes),
             Err(Refused { message, causes }) if causes.is_empty() => {
                 Err(Failed::Later(Broken::new("Refused", message)))
@@ -509,7 +518,9 @@ impl<C: Cluster> Syncer<C> {
                 );
                 return Err(Failed::Broken(Broken::new("WaveTimeout", message)));
             }
-            if !said {
+            // What was late once is not announced again and again.
+            let late = self.reported.as_ref().is_some_and(|broken| broken.reason == "WaveTimeout");
+            if !said && !late {
                 said = true;
                 let mut status = status.clone();
                 status.last_attempted_revision = Some(revision.clone());
@@ -629,6 +640,15 @@ impl<C: Cluster> Syncer<C> {
                     return;
                 }
             }
+        }
+    }
+}
+
+/// Takes note of a commit of what was dealt with already.
+fn recommitted(status: &mut SourceStatus, revision: &SourceRevision) {
+    for known in [&mut status.last_attempted_revision, &mut status.last_applied_revision].into_iter().flatten() {
+        if known.hash == revision.hash {
+            known.clone_from(revision);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a Source's task is told: what became of the objects that it brought, and who else wants something.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ostler_core::kinds::HealthState;
@@ -28,6 +28,8 @@ struct State {
     objects: HashMap<Item, Option<Seen>>,
     awaits: Vec<String>,
     news: News,
+    /// While the Source itself applies: what changed, by its own hand or another.
+    applying: Option<HashSet<Item>>,
 }
 
 /// Shared between a Source's task and whoever tells it something.
@@ -72,8 +74,12 @@ impl Tracker {
         }
         let print = |seen: &Option<Seen>| seen.as_ref().map(|seen| seen.print);
         let health = |seen: &Option<Seen>| seen.as_ref().map(|seen| seen.health);
-        let (drift, changed) = (print(known) != print(&seen), health(known) != health(&seen));
+        let (mut drift, changed) = (print(known) != print(&seen), health(known) != health(&seen));
         *known = seen;
+        if drift && let Some(changed) = &mut state.applying {
+            changed.insert(item.clone());
+            drift = false;
+        }
         state.news.drift |= drift;
         state.news.health |= changed;
         drop(state);
@@ -122,7 +128,7 @@ impl Tracker {
 
     /// Follows exactly these objects.
     pub(crate) fn follow(&self, items: &[Item], store: &dyn Store) {
-        let wanted: std::collections::HashSet<&Item> = items.iter().collect();
+        let wanted: HashSet<&Item> = items.iter().collect();
         let mut state = self.state();
         state.objects.retain(|item, _| wanted.contains(item));
         for item in items {
@@ -133,17 +139,26 @@ impl Tracker {
         }
     }
 
+    /// The Source begins to change its objects.
+    pub(crate) fn applying(&self) {
+        self.state().applying = Some(HashSet::new());
+    }
+
     /// Takes note of objects as this Source has just made them: that they changed is no drift.
     pub(crate) fn made(&self, objects: impl Iterator<Item = (Item, Seen)>) {
         let mut state = self.state();
+        let mut changed = state.applying.take().unwrap_or_default();
         for (item, seen) in objects {
             match state.objects.get_mut(&item) {
                 // What the watch has shown meanwhile is at least as new.
-                Some(Some(known)) if known.print == seen.print => {}
+                Some(Some(known)) if known.print == seen.print => drop(changed.remove(&item)),
+                // Somebody changed it right after.
+                Some(_) if changed.contains(&item) => {}
                 Some(known) => *known = Some(seen),
                 None => drop(state.objects.insert(item, Some(seen))),
             }
         }
+        state.news.drift |= !changed.is_empty();
     }
 
     /// How the objects are.
@@ -197,10 +212,24 @@ mod tests {
         let tracker = Tracker::default();
         tracker.follow(&[web()], &store);
         assert_eq!(tracker.summary().state(), HealthState::Degraded, "it is missing");
+        // Whichever comes first, what the API answered or what the watch shows.
         let made = object(1, false);
+        tracker.applying();
+        tracker.see(&web(), Some(&made));
+        tracker.made([(web(), Seen::of(Kind::Process, &made))].into_iter());
+        assert!(!tracker.take().drift);
+        let made = object(3, false);
+        tracker.applying();
         tracker.made([(web(), Seen::of(Kind::Process, &made))].into_iter());
         tracker.see(&web(), Some(&made));
-        assert_eq!(tracker.take(), News::default());
+        assert!(!tracker.take().drift);
+        tracker.applying();
+        tracker.see(&web(), Some(&object(4, false)));
+        tracker.see(&web(), Some(&object(5, false)));
+        tracker.made([(web(), Seen::of(Kind::Process, &object(4, false)))].into_iter());
+        assert!(tracker.take().drift, "somebody was quicker");
+        tracker.see(&web(), Some(&object(1, false)));
+        tracker.take();
         tracker.see(&web(), Some(&object(1, true)));
         assert_eq!(tracker.take(), News { health: true, ..News::default() });
         assert_eq!(tracker.summary().state(), HealthState::Healthy);

@@ -223,3 +223,100 @@ impl Filter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use notify::Event;
+    use notify::event::{DataChange, Flag, MetadataKind, RenameMode};
+
+    use super::*;
+
+    fn filter() -> Filter {
+        Filter {
+            directories: ["/apps".into(), "/apps/more".into()].into(),
+            names: [("/".into(), ["apps".into()].into()), ("/apps".into(), ["..data".into()].into())].into(),
+        }
+    }
+
+    #[test]
+    fn only_what_can_change_manifests_matters() {
+        let filter = filter();
+        let data = EventKind::Modify(ModifyKind::Data(DataChange::Any));
+        let rename = EventKind::Modify(ModifyKind::Name(RenameMode::To));
+        for (kind, path, expected) in [
+            (data, "/apps/web.yaml", true),
+            (data, "/apps/more/web.json", true),
+            (data, "/apps/web.log", false),
+            (data, "/apps/.web.yaml.swp", false),
+            (EventKind::Access(AccessKind::Open(AccessMode::Any)), "/apps/web.yaml", false),
+            (EventKind::Access(AccessKind::Close(AccessMode::Write)), "/apps/web.yaml", true),
+            (EventKind::Create(CreateKind::Folder), "/apps/new", true),
+            (EventKind::Create(CreateKind::File), "/apps/data.db", false),
+            (EventKind::Remove(RemoveKind::Folder), "/apps/more", true),
+            (rename, "/apps/renamed", true),
+            (rename, "/apps/..data", true),
+            (EventKind::Modify(ModifyKind::Metadata(MetadataKind::Any)), "/apps/more", true),
+            (EventKind::Create(CreateKind::Folder), "/apps", true),
+            (EventKind::Create(CreateKind::Folder), "/tmp", false),
+            (data, "/other/web.yaml", false),
+        ] {
+            assert_eq!(filter.matters(&kind, Path::new(path)), expected, "{kind:?} {path}");
+        }
+    }
+
+    #[test]
+    fn lost_hints_and_errors_make_everything_doubtful() {
+        for event in [Ok(Event::new(EventKind::Other).set_flag(Flag::Rescan)), Err(notify::Error::generic("overflow"))]
+        {
+            let shared = Shared::default();
+            assert!(shared.take(event), "nobody is woken");
+            let heard = shared.heard.into_inner().unwrap();
+            assert!(heard.changed && heard.lost);
+        }
+    }
+
+    /// Waits until something is heard.
+    fn hears(watcher: &DirectoryWatcher, what: &str) {
+        let began = Instant::now();
+        while !watcher.take().changed {
+            assert!(began.elapsed() < Duration::from_secs(30), "nothing heard of {what}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn what_is_watched_anew_or_made_again_is_heard_of() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        let apps = root.join("apps");
+        fs::create_dir(&apps).unwrap();
+        let mut watcher = DirectoryWatcher::new(Arc::default());
+        let watch = |watcher: &mut DirectoryWatcher, anew: bool| {
+            let listing = crate::scan::list(&apps).unwrap();
+            let new = watcher.watch(&listing.directories, &listing.anchors, anew);
+            (new, watcher.trouble.clone())
+        };
+        assert_eq!(watch(&mut watcher, false), (true, None));
+        assert_eq!(watch(&mut watcher, false), (false, None), "what is watched is watched once");
+        assert_eq!(watch(&mut watcher, true), (true, None));
+        fs::write(apps.join("a.yaml"), "x").unwrap();
+        hears(&watcher, "a file after watching anew");
+        // The same name, and most likely the same inode.
+        for _ in 0..5 {
+            fs::remove_dir_all(&apps).unwrap();
+            hears(&watcher, "a directory that was deleted");
+            fs::create_dir(&apps).unwrap();
+            hears(&watcher, "a directory that was made again");
+            // Hints may come late: whoever looks, looks again for each.
+            watch(&mut watcher, false);
+            fs::write(apps.join("b.yaml"), "x").unwrap();
+            hears(&watcher, "a file in a directory that was made again");
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_secs(30) && watch(&mut watcher, false).0 {}
+            watcher.take();
+        }
+    }
+}

@@ -5,6 +5,7 @@ mod fleet;
 mod logs;
 mod many;
 mod one;
+mod source;
 
 use super::daemon::Bench;
 use super::report::Figure;
@@ -18,7 +19,7 @@ pub(crate) struct Measurement {
 }
 
 /// All of them, in the order they run.
-pub(crate) const ALL: [Measurement; 12] = [
+pub(crate) const ALL: [Measurement; 13] = [
     Measurement { name: "start", what: "serve on an existing store until its processes exist", run: one::start },
     Measurement { name: "apply", what: "one manifest, one process with many replicas", run: fleet::apply_replicas },
     Measurement { name: "apply-docs", what: "one manifest, many processes", run: fleet::apply_documents },
@@ -30,6 +31,7 @@ pub(crate) const ALL: [Measurement; 12] = [
     Measurement { name: "stop", what: "stopping many instances", run: fleet::stop },
     Measurement { name: "get", what: "ostler get instances", run: fleet::get },
     Measurement { name: "durable", what: "durable applies", run: applies::durable },
+    Measurement { name: "source", what: "a saved file, and a large directory at rest", run: source::source },
     Measurement { name: "many", what: "as many instances as the limit of open files allows", run: many::many },
 ];
 
