@@ -433,14 +433,17 @@ impl Worker {
     /// Fills `pids` with the processes of the tree.
     fn list(&mut self, tracked: &mut Tracked, thorough: bool) {
         self.pids.clear();
-        let Target { pid, cgroup, .. } = &tracked.target;
+        let Target { pid, start_time, cgroup } = &tracked.target;
         if cgroup.is_empty() {
             let now = Instant::now();
             let fresh = self.everyone.as_ref().is_some_and(|(at, _)| now < *at + self.pause * (SLOTS as u32 / 4));
             if !fresh || thorough {
                 self.everyone = Some((now, read::everyone(&mut self.buffer)));
             }
-            if let Some((_, all)) = &self.everyone {
+            // The family of another process that has the number now is not ours.
+            let is_recycled =
+                |all: &[(i32, Stat)]| all.iter().any(|(number, stat)| number == pid && stat.start_time != *start_time);
+            if let Some((_, all)) = self.everyone.as_ref().filter(|(_, all)| !is_recycled(all)) {
                 read::family(all, *pid, &mut self.pids);
             }
             return;
@@ -565,6 +568,7 @@ mod tests {
     #[tokio::test]
     async fn a_number_that_another_process_has_now_is_not_sampled() {
         let sampler = Sampler::start(Settings::default()).unwrap();
+        let _child = Killed(Command::new("sleep").arg("1000").spawn().unwrap());
         let mut other = target(std::process::id().cast_signed());
         other.start_time += 1;
         sampler.track(id("web-0"), other);
