@@ -179,8 +179,10 @@ fn a_hundred_restarts_at_once_never_make_a_second_copy() {
         }
     });
     // Settled: the last restart that was asked for has happened.
+    let asked =
+        daemon.ok(&["get", "process/target", "-o", "jsonpath={.metadata.annotations.ostler\\.dev/restartedAt}"]);
     let instance = daemon.instance_when("target-0", "settled", |it| {
-        it.ready() && it.0["status"]["restartedAt"] == it.0["spec"]["restartedAt"]
+        it.ready() && it.0["status"]["restartedAt"] == asked.trim() && it.0["spec"]["restartedAt"] == asked.trim()
     });
     let journal = daemon.journal();
     let starts = wait_until("the last attempt's entry", || {
