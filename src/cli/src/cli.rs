@@ -31,8 +31,8 @@ Examples:
   ostler get instances -o wide     what runs, and how
   ostler logs process/web -f       what it says
 
-Durations are written as 500ms, 30s, 5m, 1h30m or 2d. Kinds are processes (proc), instances (inst),
-namespaces (ns), sources (src) and events (ev).";
+Durations are written as 500ms, 30s, 5m, 1h30m or 2d. Kinds are processes (proc), jobs, cronjobs
+(cj), instances (inst), namespaces (ns), sources (src), events (ev).";
 
 /// Flags that every command takes.
 #[derive(Debug, clap::Args)]

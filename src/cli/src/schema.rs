@@ -12,6 +12,8 @@ use crate::kinds::{self, Kind};
 fn source(kind: Kind) -> &'static str {
     match kind {
         Kind::Process => include_str!("../../../api/process.v1.json"),
+        Kind::Job => include_str!("../../../api/job.v1.json"),
+        Kind::CronJob => include_str!("../../../api/cronjob.v1.json"),
         Kind::Instance => include_str!("../../../api/instance.v1.json"),
         Kind::Namespace => include_str!("../../../api/namespace.v1.json"),
         Kind::Source => include_str!("../../../api/source.v1.json"),

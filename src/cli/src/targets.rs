@@ -26,7 +26,10 @@ pub(crate) fn parse(words: &[String]) -> Result<Vec<Target>, Error> {
     let mut targets = Vec::new();
     for word in first.split(',') {
         if word.eq_ignore_ascii_case("all") {
-            targets.extend([Kind::Process, Kind::Instance].map(|kind| Target { kind, names: words[1..].to_vec() }));
+            targets.extend(
+                [Kind::Process, Kind::CronJob, Kind::Job, Kind::Instance]
+                    .map(|kind| Target { kind, names: words[1..].to_vec() }),
+            );
         } else {
             targets.push(Target { kind: kinds::parse(word)?, names: words[1..].to_vec() });
         }
@@ -58,7 +61,7 @@ fn slashed(words: &[String]) -> Result<Vec<Target>, Error> {
     Ok(targets)
 }
 
-/// Like [`parse`], for commands that act on running things: Processes and Instances.
+/// Like [`parse`], for commands that act on what runs.
 pub(crate) fn parse_runnable(words: &[String]) -> Result<Vec<Target>, Error> {
     if let [word] = words
         && !word.contains(['/', ','])
@@ -73,11 +76,11 @@ pub(crate) fn parse_runnable(words: &[String]) -> Result<Vec<Target>, Error> {
     let targets = parse(words)?;
     for target in &targets {
         match target.kind {
-            Kind::Process | Kind::Instance => {}
+            Kind::Process | Kind::Job | Kind::CronJob | Kind::Instance => {}
             Kind::Namespace | Kind::Source | Kind::Event => {
                 return Err(Error::usage(
                     format!("{} do not run", target.kind.plural()),
-                    "name a process or an instance",
+                    "name a process, a job, a cronjob or an instance",
                 ));
             }
         }
@@ -106,7 +109,8 @@ mod tests {
             [target(Kind::Process, &["a", "b"]), target(Kind::Instance, &["c"])]
         );
         assert_eq!(parse(&words("ns,ev")).unwrap(), [target(Kind::Namespace, &[]), target(Kind::Event, &[])]);
-        assert_eq!(parse(&words("all")).unwrap(), [target(Kind::Process, &[]), target(Kind::Instance, &[])]);
+        let all = [Kind::Process, Kind::CronJob, Kind::Job, Kind::Instance].map(|kind| target(kind, &[]));
+        assert_eq!(parse(&words("all")).unwrap(), all);
     }
 
     #[test]

@@ -48,10 +48,16 @@ impl Metadata {
         self.name.as_deref().unwrap_or_default()
     }
 
-    /// Name of the Process an Instance belongs to.
+    /// Name of the Process or Job an Instance belongs to.
     pub(crate) fn owner(&self) -> Option<&str> {
         let owners = self.owner_references.as_ref()?;
-        owners.iter().find(|owner| owner.kind.as_deref() == Some("Process")).and_then(|owner| owner.name.as_deref())
+        let owner = owners.iter().find(|owner| matches!(owner.kind.as_deref(), Some("Process" | "Job")))?;
+        owner.name.as_deref()
+    }
+
+    /// Whether an object with this uid is among those it belongs to.
+    pub(crate) fn is_owned_by(&self, uid: &str) -> bool {
+        self.owner_references.iter().flatten().any(|owner| owner.uid.as_deref() == Some(uid))
     }
 
     /// "a=b,c=d", "<none>" without labels
@@ -71,6 +77,7 @@ pub(crate) fn pairs(map: Option<&BTreeMap<String, String>>, separator: &str) -> 
 pub(crate) struct Owner {
     pub(crate) kind: Option<String>,
     pub(crate) name: Option<String>,
+    pub(crate) uid: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -171,6 +178,108 @@ impl Process {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
+pub(crate) struct Job {
+    pub(crate) metadata: Metadata,
+    pub(crate) spec: JobSpec,
+    pub(crate) status: JobStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct JobSpec {
+    pub(crate) completions: Option<u64>,
+    pub(crate) template: Template,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct JobStatus {
+    pub(crate) succeeded: u64,
+    pub(crate) failed: u64,
+    pub(crate) start_time: Option<String>,
+    pub(crate) completion_time: Option<String>,
+    pub(crate) conditions: Option<Vec<Condition>>,
+}
+
+impl Job {
+    fn is(&self, kind: &str) -> Option<&Condition> {
+        let found = condition(self.status.conditions.as_ref(), kind);
+        found.filter(|condition| condition.status.as_deref() == Some("True"))
+    }
+
+    /// When it was given up.
+    pub(crate) fn failed_at(&self) -> Option<&str> {
+        self.is("Failed").and_then(|condition| condition.last_transition_time.as_deref())
+    }
+
+    /// One word for how it is, kubectl's.
+    pub(crate) fn summary(&self) -> String {
+        if self.metadata.deletion_timestamp.is_some() {
+            return "Terminating".into();
+        }
+        let word =
+            ["Complete", "Failed", "FailureTarget", "Suspended"].into_iter().find(|kind| self.is(kind).is_some());
+        word.unwrap_or("Running").into()
+    }
+
+    /// Why it failed, if it did.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.is("Failed").map(|condition| condition.reason.as_deref().unwrap_or("Failed"))
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.is("Complete").is_some()
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct CronJob {
+    pub(crate) metadata: Metadata,
+    pub(crate) spec: CronJobSpec,
+    pub(crate) status: CronJobStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct CronJobSpec {
+    pub(crate) schedule: Option<String>,
+    pub(crate) every: Option<String>,
+    pub(crate) once: Option<String>,
+    pub(crate) time_zone: Option<String>,
+    pub(crate) suspend: Option<bool>,
+    pub(crate) concurrency_policy: Option<String>,
+    pub(crate) job_template: JobTemplate,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct JobTemplate {
+    pub(crate) spec: JobSpec,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct CronJobStatus {
+    pub(crate) active: Vec<Value>,
+    pub(crate) last_schedule_time: Option<String>,
+    pub(crate) next_schedule_time: Option<String>,
+}
+
+impl CronJobSpec {
+    /// "0 3 * * *", "every 5m", "once 2026-01-01T…"
+    pub(crate) fn when(&self) -> String {
+        match (&self.schedule, &self.every, &self.once) {
+            (Some(schedule), _, _) => schedule.clone(),
+            (None, Some(every), _) => format!("every {every}"),
+            (None, None, Some(once)) => format!("once {once}"),
+            (None, None, None) => String::new(),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct Instance {
     pub(crate) metadata: Metadata,
     pub(crate) spec: InstanceSpec,
@@ -209,7 +318,7 @@ pub(crate) struct InstanceStatus {
 }
 
 impl Instance {
-    /// The Process it belongs to.
+    /// The Process or Job it belongs to.
     pub(crate) fn process(&self) -> &str {
         self.metadata.owner().or(self.spec.process.as_deref()).unwrap_or_default()
     }

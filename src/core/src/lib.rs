@@ -14,6 +14,7 @@ pub mod object;
 pub mod plan;
 pub mod quantity;
 pub mod restart;
+pub mod schedule;
 pub mod signal;
 pub mod suggest;
 pub mod time;

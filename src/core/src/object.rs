@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::kinds::{Kind, Namespace, Process, Source};
+use crate::kinds::{CronJob, Job, Kind, Namespace, Process, Source};
 use crate::meta::Metadata;
 use crate::suggest::nearest;
 use crate::validate::{self, FieldError};
@@ -16,6 +16,10 @@ pub enum Applicable {
     Namespace(Box<Namespace>),
     /// A long-running command.
     Process(Box<Process>),
+    /// A command that runs to its end.
+    Job(Box<Job>),
+    /// Makes Jobs on a schedule.
+    CronJob(Box<CronJob>),
     /// A directory whose manifests are kept applied.
     Source(Box<Source>),
 }
@@ -99,15 +103,19 @@ impl Applicable {
         let applicable = match kind_of(object).map_err(one)? {
             Kind::Namespace => Self::Namespace(decode(object).map_err(one)?),
             Kind::Process => Self::Process(decode(object).map_err(one)?),
+            Kind::Job => Self::Job(decode(object).map_err(one)?),
+            Kind::CronJob => Self::CronJob(decode(object).map_err(one)?),
             Kind::Source => Self::Source(decode(object).map_err(one)?),
             kind @ (Kind::Instance | Kind::Event) => {
-                let hint = if kind == Kind::Instance { "; apply the Process it belongs to" } else { "" };
+                let hint = if kind == Kind::Instance { "; apply the Process or Job it belongs to" } else { "" };
                 return Err(one(DecodeError::new("kind", format!("{kind} objects are made by Ostler{hint}"))));
             }
         };
         let errors = match &applicable {
             Self::Namespace(namespace) => validate::metadata(&namespace.metadata, Kind::Namespace),
             Self::Process(process) => validate::process(process),
+            Self::Job(job) => validate::job(job),
+            Self::CronJob(cronjob) => validate::cronjob(cronjob),
             Self::Source(source) => validate::source(source),
         };
         if errors.is_empty() {
@@ -121,6 +129,8 @@ impl Applicable {
         match self {
             Self::Namespace(_) => Kind::Namespace,
             Self::Process(_) => Kind::Process,
+            Self::Job(_) => Kind::Job,
+            Self::CronJob(_) => Kind::CronJob,
             Self::Source(_) => Kind::Source,
         }
     }
@@ -130,6 +140,8 @@ impl Applicable {
         match self {
             Self::Namespace(object) => &object.metadata,
             Self::Process(object) => &object.metadata,
+            Self::Job(object) => &object.metadata,
+            Self::CronJob(object) => &object.metadata,
             Self::Source(object) => &object.metadata,
         }
     }
@@ -139,6 +151,8 @@ impl Applicable {
         match self {
             Self::Namespace(object) => &mut object.metadata,
             Self::Process(object) => &mut object.metadata,
+            Self::Job(object) => &mut object.metadata,
+            Self::CronJob(object) => &mut object.metadata,
             Self::Source(object) => &mut object.metadata,
         }
     }
@@ -148,6 +162,8 @@ impl Applicable {
         match self {
             Self::Namespace(object) => to_value(object),
             Self::Process(object) => to_value(object),
+            Self::Job(object) => to_value(object),
+            Self::CronJob(object) => to_value(object),
             Self::Source(object) => to_value(object),
         }
     }

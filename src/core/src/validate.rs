@@ -2,8 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use crate::kinds::{EndCause, Kind, Port, PortNumber, Process, ProcessSpec, Restart, RestartPolicy, Source};
+use crate::kinds::{
+    CronJob, EndCause, Job, JobSpec, Kind, Port, PortNumber, Process, ProcessSpec, Restart, RestartPolicy,
+    RetryBackoff, Source,
+};
 use crate::meta::Metadata;
+use crate::schedule::Schedule;
 use crate::time::Span;
 use crate::{name, signal};
 
@@ -105,6 +109,70 @@ pub fn source(source: &Source) -> Vec<FieldError> {
         }
     }
     found.0
+}
+
+/// Checks a whole Job.
+pub fn job(job: &Job) -> Vec<FieldError> {
+    let mut found = Findings(metadata(&job.metadata, Kind::Job));
+    if job.metadata.name.len() > 57 {
+        found.add("metadata.name", "the name of a Job may have 57 characters, so that those of its instances fit");
+    }
+    job_spec(&job.spec, "spec", &mut found);
+    found.0
+}
+
+/// Checks a whole CronJob.
+pub fn cronjob(cronjob: &CronJob) -> Vec<FieldError> {
+    let mut found = Findings(metadata(&cronjob.metadata, Kind::CronJob));
+    // A Job of it adds a dash and the seconds since 1970.
+    if cronjob.metadata.name.len() > 46 {
+        found.add("metadata.name", "the name of a CronJob may have 46 characters, so that those of its Jobs fit");
+    }
+    let spec = &cronjob.spec;
+    if let Err((field, message)) = Schedule::of(spec, None) {
+        found.add(field, message);
+    }
+    let template = &spec.job_template;
+    for (key, value) in &template.metadata.labels {
+        let valid = name::qualified(key).and_then(|()| name::label_value(value));
+        found.check(format!("spec.jobTemplate.metadata.labels.{key}"), valid);
+    }
+    for key in template.metadata.annotations.keys() {
+        found.check(format!("spec.jobTemplate.metadata.annotations.{key}"), name::qualified(key));
+    }
+    job_spec(&template.spec, "spec.jobTemplate.spec", &mut found);
+    found.0
+}
+
+fn job_spec(job: &JobSpec, path: &str, found: &mut Findings) {
+    if !(1..=10_000).contains(&job.completions) {
+        found.add(format!("{path}.completions"), "from 1 to 10000");
+    }
+    if job.parallelism > 1000 {
+        found.add(format!("{path}.parallelism"), "from 0 to 1000");
+    }
+    if job.backoff_limit > 10_000 {
+        found.add(format!("{path}.backoffLimit"), "at most 10000");
+    }
+    let RetryBackoff { initial, factor, max, jitter } = &job.backoff;
+    if !(1.0..=100.0).contains(factor) {
+        found.add(format!("{path}.backoff.factor"), "from 1 to 100");
+    }
+    if !(0.0..=1.0).contains(jitter) {
+        found.add(format!("{path}.backoff.jitter"), "from 0 to 1");
+    }
+    if initial > max {
+        found.add(format!("{path}.backoff.initial"), format!("must not be longer than max ({max})"));
+    }
+    if job.active_deadline == Some(Span::ZERO) {
+        found.add(format!("{path}.activeDeadline"), "must not be zero");
+    }
+    let mut inside = Findings(Vec::new());
+    spec(job.template.spec(), &mut inside);
+    for FieldError { field, message } in inside.0 {
+        let field = field.strip_prefix("spec.").unwrap_or(&field);
+        found.add(format!("{path}.template.{field}"), message);
+    }
 }
 
 fn spec(spec: &ProcessSpec, found: &mut Findings) {

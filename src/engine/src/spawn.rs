@@ -195,7 +195,13 @@ fn environment(instance: &Instance, identity: &Identity) -> BTreeMap<String, Str
         }
     }
     set("OSTLER_INSTANCE", instance.metadata.name.clone());
-    set("OSTLER_PROCESS", spec.process.clone());
+    match &spec.job {
+        None => set("OSTLER_PROCESS", spec.process.clone()),
+        Some(share) => {
+            set("OSTLER_JOB", share.name.clone());
+            set("JOB_COMPLETION_INDEX", share.index.to_string())
+        }
+    };
     set("OSTLER_NAMESPACE", instance.metadata.namespace.clone());
     set("OSTLER_ORDINAL", spec.ordinal.to_string());
     for (index, port) in spec.template.ports.iter().enumerate() {

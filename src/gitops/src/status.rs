@@ -99,9 +99,21 @@ fn health(kind: Kind, head: &Head) -> HealthState {
                 _ => HealthState::Progressing,
             }
         }
+        Kind::Job => {
+            let is = |kind: &str| {
+                status.conditions.iter().any(|condition| condition.kind == kind && condition.status == "True")
+            };
+            if is("Failed") || is("FailureTarget") {
+                HealthState::Degraded
+            } else if is("Complete") || is("Suspended") {
+                HealthState::Healthy
+            } else {
+                HealthState::Progressing
+            }
+        }
         Kind::Source => status.health.unwrap_or_default(),
         Kind::Namespace if status.phase == "Terminating" => HealthState::Progressing,
-        Kind::Namespace | Kind::Instance | Kind::Event => HealthState::Healthy,
+        Kind::Namespace | Kind::CronJob | Kind::Instance | Kind::Event => HealthState::Healthy,
     }
 }
 

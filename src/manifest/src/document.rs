@@ -140,8 +140,8 @@ fn document(mut node: Node, source: &Source, base: &Path, report: &mut Report) -
     let (mut json, marks) = node.split();
     let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
     let kind = text(json.get("kind"));
-    if kind == Kind::Process.name()
-        && let Some(spec) = json.get_mut("spec").and_then(Value::as_object_mut)
+    if let Some(place) = Kind::ALL.into_iter().find(|known| known.name() == kind).and_then(command_place)
+        && let Some(spec) = json.pointer_mut(place).and_then(Value::as_object_mut)
     {
         absolute_paths(spec, base);
     }
@@ -197,7 +197,17 @@ fn wants_text(message: &str) -> bool {
     ["a string", "a duration", "in quotes"].iter().any(|what| message.contains(&format!("expected {what}")))
 }
 
-/// Resolves what a Process says relative to its manifest. What is not of the expected type is left to be refused.
+/// Where a kind has its command and working directory, as a JSON pointer.
+fn command_place(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Process => Some("/spec"),
+        Kind::Job => Some("/spec/template"),
+        Kind::CronJob => Some("/spec/jobTemplate/spec/template"),
+        Kind::Namespace | Kind::Instance | Kind::Source | Kind::Event => None,
+    }
+}
+
+/// Resolves what a manifest says relative to its own place. What is not of the expected type is left to be refused.
 fn absolute_paths(spec: &mut Map<String, Value>, base: &Path) {
     let resolve = |command: Option<&mut Value>| {
         if let Some(Value::String(program)) = command.and_then(|command| command.get_mut(0))

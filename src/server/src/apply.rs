@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
-use ostler_core::kinds::{Instance, Namespace, PortNumber, Process, ProcessSpec, STOPPED_AT};
+use ostler_core::kinds::{Instance, Job, JobSpec, Namespace, PortNumber, Process, ProcessSpec, STOPPED_AT};
 use ostler_core::object::{Applicable, decode, key};
 use ostler_core::plan::process::instance_name;
 use ostler_core::{Kind, Metadata};
@@ -117,8 +117,15 @@ impl Service {
             let effects = match (&object, &live) {
                 (Applicable::Process(new), Some(Applicable::Process(old))) => self.effects(new, Some(old)),
                 (Applicable::Process(new), _) => self.effects(new, None),
-                (Applicable::Namespace(_) | Applicable::Source(_), _) => Vec::new(),
+                (Applicable::Job(new), None) => first_runs(new),
+                (Applicable::Namespace(_) | Applicable::Job(_) | Applicable::CronJob(_) | Applicable::Source(_), _) => {
+                    Vec::new()
+                }
             };
+            if let Some(message) = self.name_taken(kind, namespace, name, wanted) {
+                complain("metadata.name", message);
+                continue;
+            }
             let after: Bytes = match (&before, outcome) {
                 (Some(entry), Outcome::Unchanged) => entry.value.clone(),
                 (_, Outcome::Created | Outcome::Configured | Outcome::Unchanged) => {
@@ -152,6 +159,22 @@ impl Service {
                 "namespace {namespace:?} not found; apply it first, or together: apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}"
             )),
         }
+    }
+
+    /// Instances are named after what they belong to, so a Process and a Job cannot have the same name.
+    fn name_taken(&self, kind: Kind, namespace: &str, name: &str, wanted: &[Wanted]) -> Option<String> {
+        let other = match kind {
+            Kind::Process => Kind::Job,
+            Kind::Job => Kind::Process,
+            Kind::Namespace | Kind::CronJob | Kind::Instance | Kind::Source | Kind::Event => return None,
+        };
+        let too = wanted.iter().map(|want| (want.object.kind(), want.object.metadata()));
+        let mut too = too.filter(|(kind, metadata)| *kind == other && metadata.namespace == namespace);
+        let taken = self.store.get(&key(other, namespace, name).into()).is_some()
+            || too.any(|(_, metadata)| metadata.name == name);
+        taken.then(|| {
+            format!("there is a {other} {name:?}, whose instances have the names that those of this {kind} would have")
+        })
     }
 
     /// Two processes cannot have the same fixed port.
@@ -248,6 +271,32 @@ impl Service {
     }
 }
 
+/// What a new Job starts with.
+fn first_runs(job: &Job) -> Vec<Effect> {
+    let count = if job.spec.is_suspended() { 0 } else { job.spec.parallelism.min(job.spec.completions) };
+    (0..count)
+        .map(|ordinal| Effect {
+            kind: EffectKind::Start,
+            instance: instance_name(&job.metadata.name, ordinal),
+            why: "new job".to_owned(),
+        })
+        .collect()
+}
+
+/// What of a Job cannot be changed: its runs are parts of one whole.
+fn frozen(new: &JobSpec, old: &JobSpec) -> FieldErrors {
+    let mut errors = Vec::new();
+    let mut check = |field: &str, same: bool| {
+        if !same {
+            let message = "cannot be changed in a Job that exists; delete it first, or give the new one another name";
+            errors.push((format!("spec.{field}"), message.to_owned()));
+        }
+    };
+    check("completions", new.completions == old.completions);
+    check("template", new.template == old.template);
+    errors
+}
+
 /// One object of a request.
 struct Wanted {
     object: Applicable,
@@ -309,6 +358,8 @@ fn live(kind: Kind, json: &[u8]) -> Result<Applicable, String> {
     match kind {
         Kind::Namespace => decode(&value).map(Applicable::Namespace).map_err(|why| why.to_string()),
         Kind::Process => decode(&value).map(Applicable::Process).map_err(|why| why.to_string()),
+        Kind::Job => decode(&value).map(Applicable::Job).map_err(|why| why.to_string()),
+        Kind::CronJob => decode(&value).map(Applicable::CronJob).map_err(|why| why.to_string()),
         Kind::Source => decode(&value).map(Applicable::Source).map_err(|why| why.to_string()),
         Kind::Instance | Kind::Event => Err("not an object that users apply".to_owned()),
     }
@@ -334,6 +385,24 @@ fn merge(want: &Wanted, live: Option<&Applicable>, manager: &str) -> Result<(App
             let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
             Ok((object, outcome))
         }
+        (Applicable::Job(new), Some(Applicable::Job(old))) => {
+            new.spec.suspend = new.spec.suspend.or(old.spec.suspend);
+            let errors = frozen(&new.spec, &old.spec);
+            if !errors.is_empty() {
+                return Err(errors);
+            }
+            new.status = old.status.clone();
+            let changed = new.spec != old.spec;
+            let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
+            Ok((object, outcome))
+        }
+        (Applicable::CronJob(new), Some(Applicable::CronJob(old))) => {
+            new.spec.suspend = new.spec.suspend.or(old.spec.suspend);
+            new.status = old.status.clone();
+            let changed = new.spec != old.spec;
+            let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
+            Ok((object, outcome))
+        }
         (Applicable::Namespace(new), Some(Applicable::Namespace(old))) => {
             new.status = old.status.clone();
             let outcome = merge_metadata(&mut new.metadata, &old.metadata, false, manager);
@@ -346,12 +415,15 @@ fn merge(want: &Wanted, live: Option<&Applicable>, manager: &str) -> Result<(App
             Ok((object, outcome))
         }
         (object_ref, _) => {
-            if let Applicable::Source(source) = object_ref {
-                source.status = ostler_core::kinds::SourceStatus::default();
-            }
-            if let Applicable::Process(process) = object_ref {
-                process.spec.replicas = Some(process.spec.replicas());
-                process.status = ostler_core::kinds::ProcessStatus::default();
+            match object_ref {
+                Applicable::Process(process) => {
+                    process.spec.replicas = Some(process.spec.replicas());
+                    process.status = ostler_core::kinds::ProcessStatus::default();
+                }
+                Applicable::Job(job) => job.status = ostler_core::kinds::JobStatus::default(),
+                Applicable::CronJob(cronjob) => cronjob.status = ostler_core::kinds::CronJobStatus::default(),
+                Applicable::Source(source) => source.status = ostler_core::kinds::SourceStatus::default(),
+                Applicable::Namespace(_) => {}
             }
             let metadata = object.metadata_mut();
             *metadata = Metadata {

@@ -1,8 +1,8 @@
 //! Writes other than apply: delete, restart, stop, start, scale, signal.
 
-use ostler_core::kinds::{Instance, Namespace, NamespacePhase, Process, RESTARTED_AT, STOPPED_AT};
+use ostler_core::kinds::{CronJob, Instance, Job, Namespace, NamespacePhase, Process, RESTARTED_AT, STOPPED_AT};
 use ostler_core::object::key;
-use ostler_core::{Kind, validate};
+use ostler_core::{Kind, Metadata, validate};
 use ostler_engine::{Action, InstanceRef};
 use ostler_gitops::inventory;
 use ostler_store::{Entry, Expect, Key, Op, Revision};
@@ -33,12 +33,47 @@ pub(crate) fn put(entry: &Entry, object: &impl Serialize) -> Result<Op, ApiError
     Ok(Op::put(entry.key.clone(), value, Expect::Revision(entry.revision)))
 }
 
+/// Asks for the deletion of an object, with this grace period; whether that was not asked for before.
+fn mark_deleted(metadata: &mut Metadata, grace: Option<u64>) -> bool {
+    if metadata.is_deleting() && (grace.is_none() || metadata.deletion_grace_period_seconds == grace) {
+        return false;
+    }
+    if !metadata.is_deleting() {
+        metadata.deletion_timestamp = Some(now());
+        metadata.generation += 1;
+    }
+    metadata.deletion_grace_period_seconds = grace;
+    true
+}
+
 /// A request that names nothing must say that it means everything.
 fn require_target(selection: &Selection, all: bool) -> Result<(), ApiError> {
     if selection.is_narrow() || all {
         return Ok(());
     }
     Err(ApiError::bad("name what is meant, select it by labels, or ask for all of them"))
+}
+
+/// Sets `suspend`; whether that is a change.
+fn toggle(
+    metadata: &mut Metadata,
+    field: &mut Option<bool>,
+    suspend: bool,
+    finished: Option<String>,
+    name: &str,
+) -> Result<bool, ApiError> {
+    if metadata.is_deleting() {
+        return Err(ApiError::new(Reason::Conflict, format!("{name:?} is being deleted")));
+    }
+    if let Some(how) = finished {
+        return Err(ApiError::new(Reason::Conflict, format!("job {name:?} is over: {how}")));
+    }
+    if field.unwrap_or(false) == suspend {
+        return Ok(false);
+    }
+    *field = Some(suspend);
+    metadata.generation += 1;
+    Ok(true)
 }
 
 impl Service {
@@ -52,10 +87,10 @@ impl Service {
     ) -> Result<(Vec<(Kind, String, String)>, Revision), ApiError> {
         require_target(selection, all)?;
         match selection.kind {
-            Kind::Namespace | Kind::Process | Kind::Source => {}
+            Kind::Namespace | Kind::Process | Kind::Job | Kind::CronJob | Kind::Source => {}
             Kind::Instance => {
-                return Err(ApiError::new(Reason::Forbidden, "instances belong to their Process, which would make them anew")
-                    .hint("use `ostler restart` or `ostler stop` on the instance, or `ostler scale` or `ostler delete` on the process"));
+                return Err(ApiError::new(Reason::Forbidden, "instances belong to their Process or Job, which would make them anew")
+                    .hint("use `ostler restart` or `ostler stop` on the instance, or `ostler scale` or `ostler delete` on the process or job"));
             }
             Kind::Event => return Err(ApiError::new(Reason::Forbidden, "events are kept and removed by Ostler")),
         }
@@ -89,20 +124,23 @@ impl Service {
                             ops.push(Op::delete(chunk.key, Expect::Any));
                         }
                     }
+                    Kind::Job => {
+                        let mut object: Job = read(entry)?;
+                        if mark_deleted(&mut object.metadata, grace) {
+                            ops.push(put(entry, &object)?);
+                        }
+                    }
+                    Kind::CronJob => {
+                        let mut object: CronJob = read(entry)?;
+                        if mark_deleted(&mut object.metadata, grace) {
+                            ops.push(put(entry, &object)?);
+                        }
+                    }
                     Kind::Process | Kind::Instance | Kind::Event => {
                         let mut object: Process = read(entry)?;
-                        let metadata = &mut object.metadata;
-                        if metadata.is_deleting()
-                            && (grace.is_none() || metadata.deletion_grace_period_seconds == grace)
-                        {
-                            continue;
+                        if mark_deleted(&mut object.metadata, grace) {
+                            ops.push(put(entry, &object)?);
                         }
-                        if !metadata.is_deleting() {
-                            metadata.deletion_timestamp = Some(now());
-                            metadata.generation += 1;
-                        }
-                        metadata.deletion_grace_period_seconds = grace;
-                        ops.push(put(entry, &object)?);
                     }
                 }
             }
@@ -125,6 +163,7 @@ impl Service {
         match selection.kind {
             Kind::Instance => {
                 let targets = self.instances(selection)?;
+                self.refuse_runs(&targets)?;
                 let (acted, revision) = self.controller.act(targets, action).await?;
                 let acted = acted.into_iter().map(|acted| Acted {
                     kind: Kind::Instance,
@@ -136,11 +175,76 @@ impl Service {
                 Ok((acted.collect(), revision))
             }
             Kind::Process => self.act_on_processes(selection, action).await,
+            kind @ (Kind::Job | Kind::CronJob) => match action {
+                Action::Stop => self.suspend(selection, true).await,
+                Action::Start => self.suspend(selection, false).await,
+                Action::Restart => {
+                    Err(ApiError::bad(format!("a {kind} cannot be restarted")).hint(if kind == Kind::Job {
+                        "what succeeded stays; delete the job and apply it again to do all of it anew"
+                    } else {
+                        "it has no process of its own; name one of its jobs"
+                    }))
+                }
+            },
             kind @ (Kind::Namespace | Kind::Source | Kind::Event) => {
                 Err(ApiError::bad(format!("a {kind} cannot be restarted, stopped or started"))
-                    .hint("name a process or an instance"))
+                    .hint("name a process, a job or an instance"))
             }
         }
+    }
+
+    /// Runs of a Job are started by it alone: each once.
+    fn refuse_runs(&self, targets: &[InstanceRef]) -> Result<(), ApiError> {
+        for target in targets {
+            let entry = self.get(Kind::Instance, &target.namespace, &target.name)?;
+            let instance: Instance = read(&entry)?;
+            if let Some(share) = &instance.spec.job {
+                let message =
+                    format!("{} is a run of the job {:?}, which alone starts and stops it", target.name, share.name);
+                let hint =
+                    format!("`ostler stop job/{0}` suspends the job, `ostler delete job/{0}` ends it", share.name);
+                return Err(ApiError::bad(message).hint(hint));
+            }
+        }
+        Ok(())
+    }
+
+    /// Suspends jobs or cronjobs, or lets them go on.
+    async fn suspend(&self, selection: &Selection, suspend: bool) -> Result<(Vec<Acted>, Revision), ApiError> {
+        self.transact(|| {
+            let mut ops = Vec::new();
+            let mut acted = Vec::new();
+            for entry in self.list(selection)?.0 {
+                let (op, message) = if selection.kind == Kind::Job {
+                    let mut object: Job = read(&entry)?;
+                    let finished = object.status.finished().map(|condition| condition.kind.clone());
+                    let changed =
+                        toggle(&mut object.metadata, &mut object.spec.suspend, suspend, finished, entry.key.name())?;
+                    (changed.then(|| put(&entry, &object)).transpose()?, changed)
+                } else {
+                    let mut object: CronJob = read(&entry)?;
+                    let changed =
+                        toggle(&mut object.metadata, &mut object.spec.suspend, suspend, None, entry.key.name())?;
+                    (changed.then(|| put(&entry, &object)).transpose()?, changed)
+                };
+                ops.extend(op);
+                let message = match (suspend, message) {
+                    (true, true) => "suspended",
+                    (true, false) => "already suspended",
+                    (false, true) => "resumed",
+                    (false, false) => "not suspended",
+                };
+                acted.push(Acted {
+                    kind: selection.kind,
+                    namespace: entry.key.namespace().to_owned(),
+                    name: entry.key.name().to_owned(),
+                    changed: matches!(message, "suspended" | "resumed"),
+                    message: message.to_owned(),
+                });
+            }
+            Ok((ops, acted))
+        })
+        .await
     }
 
     async fn act_on_processes(
@@ -228,6 +332,19 @@ impl Service {
         Ok(targets)
     }
 
+    /// The runs of a job that are not over.
+    fn live_runs_of(&self, namespace: &str, job: &str) -> Result<Vec<InstanceRef>, ApiError> {
+        let prefix = format!("{}/{namespace}/{job}-", Kind::Instance.plural());
+        let mut targets = Vec::new();
+        for entry in self.store.list(&prefix).entries {
+            let instance: Instance = read(&entry)?;
+            if instance.spec.job.as_ref().is_some_and(|share| share.name == job) && instance.status.is_live() {
+                targets.push(InstanceRef { namespace: namespace.to_owned(), name: entry.key.name().to_owned() });
+            }
+        }
+        Ok(targets)
+    }
+
     fn instances(&self, selection: &Selection) -> Result<Vec<InstanceRef>, ApiError> {
         let (entries, _) = self.list(selection)?;
         let reference = |entry: &Entry| InstanceRef {
@@ -258,7 +375,14 @@ impl Service {
                 }
                 targets
             }
-            kind @ (Kind::Namespace | Kind::Source | Kind::Event) => {
+            Kind::Job => {
+                let mut targets = Vec::new();
+                for entry in self.list(selection)?.0 {
+                    targets.extend(self.live_runs_of(entry.key.namespace(), entry.key.name())?);
+                }
+                targets
+            }
+            kind @ (Kind::Namespace | Kind::CronJob | Kind::Source | Kind::Event) => {
                 return Err(ApiError::bad(format!("a {kind} takes no signals")));
             }
         };

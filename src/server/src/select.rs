@@ -54,6 +54,14 @@ struct Meta {
 struct Spec {
     #[serde(default)]
     process: String,
+    #[serde(default)]
+    job: Share,
+}
+
+#[derive(Default, Deserialize)]
+struct Share {
+    #[serde(default)]
+    name: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -78,7 +86,7 @@ fn known_fields(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Namespace => &["metadata.name", "status.phase"],
         Kind::Source => &["metadata.name"],
-        Kind::Process => &["metadata.name", "metadata.namespace"],
+        Kind::Process | Kind::Job | Kind::CronJob => &["metadata.name", "metadata.namespace"],
         Kind::Instance => &["metadata.name", "metadata.namespace", "status.phase", "owner"],
         Kind::Event => &[
             "metadata.name",
@@ -155,6 +163,7 @@ impl Selection {
                     "metadata.name" => &head.metadata.name,
                     "metadata.namespace" => &head.metadata.namespace,
                     "status.phase" => &head.status.phase,
+                    "owner" if head.spec.process.is_empty() => &head.spec.job.name,
                     "owner" => &head.spec.process,
                     "involvedObject.kind" => &head.involved.kind,
                     "involvedObject.namespace" => &head.involved.namespace,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use ostler_core::Kind;
-use ostler_core::kinds::{Event, Instance, Namespace, Process, Source};
+use ostler_core::kinds::{CronJob, Event, Instance, Job, Namespace, Process, Source};
 use prost::Message;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
@@ -85,6 +85,8 @@ fn schema(kind: Kind) -> anyhow::Result<Value> {
     let root = match kind {
         Kind::Namespace => generator.into_root_schema_for::<Namespace>(),
         Kind::Process => generator.into_root_schema_for::<Process>(),
+        Kind::Job => generator.into_root_schema_for::<Job>(),
+        Kind::CronJob => generator.into_root_schema_for::<CronJob>(),
         Kind::Instance => generator.into_root_schema_for::<Instance>(),
         Kind::Source => generator.into_root_schema_for::<Source>(),
         Kind::Event => generator.into_root_schema_for::<Event>(),

@@ -30,6 +30,11 @@ pub(crate) struct Row {
 pub(crate) fn headers(kind: Kind, columns: Columns) -> Vec<Cell> {
     let (plain, wide): (&[&str], &[&str]) = match kind {
         Kind::Process => (&["NAME", "READY", "UP-TO-DATE", "AVAILABLE", "STATUS", "AGE"], &["COMMAND"]),
+        Kind::Job => (&["NAME", "STATUS", "COMPLETIONS", "DURATION", "AGE"], &["FAILED", "COMMAND"]),
+        Kind::CronJob => (
+            &["NAME", "SCHEDULE", "TIMEZONE", "SUSPEND", "ACTIVE", "LAST SCHEDULE", "AGE"],
+            &["NEXT SCHEDULE", "POLICY", "COMMAND"],
+        ),
         Kind::Instance => (
             &["NAME", "READY", "STATUS", "RESTARTS", "PID", "AGE"],
             &["PROCESS", "EXIT", "PORTS", "REVISION", "REASON", "COMMAND"],
@@ -56,6 +61,8 @@ pub(crate) fn headers(kind: Kind, columns: Columns) -> Vec<Cell> {
 pub(crate) fn row(kind: Kind, json: &[u8], columns: Columns, now: Timestamp) -> Result<Row, Error> {
     let (metadata, order, plain, wide) = match kind {
         Kind::Process => process(&views::parse(json)?, columns, now),
+        Kind::Job => job(&views::parse(json)?, columns, now),
+        Kind::CronJob => cronjob(&views::parse(json)?, columns, now),
         Kind::Instance => instance(&views::parse(json)?, columns, now),
         Kind::Namespace => namespace(&views::parse(json)?, columns, now),
         Kind::Source => source(&views::parse(json)?, columns, now),
@@ -112,6 +119,47 @@ fn process(process: &views::Process, columns: Columns, now: Timestamp) -> Parts 
     ];
     let wide = vec![or_none(&short_command(process.spec.command.as_deref()))];
     (Common::of(&process.metadata), (process.metadata.name().to_owned(), 0), plain, wide)
+}
+
+fn job(job: &views::Job, columns: Columns, now: Timestamp) -> Parts {
+    let seen = &job.status;
+    let end = seen.completion_time.as_deref().or_else(|| job.failed_at());
+    let duration = match (seen.start_time.as_deref(), end.map(str::parse::<Timestamp>)) {
+        (None, _) => String::new(),
+        (Some(start), Some(Ok(end))) => age(Some(start), end),
+        (Some(start), Some(Err(_)) | None) => age(Some(start), now),
+    };
+    let plain = vec![
+        name(Kind::Job, &job.metadata, columns),
+        status(job.summary()),
+        format!("{}/{}", seen.succeeded, job.spec.completions.unwrap_or(1)).into(),
+        or_none(&duration),
+        age(job.metadata.creation_timestamp.as_deref(), now).into(),
+    ];
+    let wide = vec![seen.failed.to_string().into(), or_none(&command(job.spec.template.command.as_deref()))];
+    (Common::of(&job.metadata), (job.metadata.name().to_owned(), 0), plain, wide)
+}
+
+fn cronjob(cronjob: &views::CronJob, columns: Columns, now: Timestamp) -> Parts {
+    let (spec, seen) = (&cronjob.spec, &cronjob.status);
+    let next = seen.next_schedule_time.as_deref().and_then(|at| at.parse::<Timestamp>().ok());
+    let next = next.map(|next| format!("in {}", human((next.as_second() - now.as_second()).max(0))));
+    let last = seen.last_schedule_time.as_deref().map(|at| age(Some(at), now));
+    let plain = vec![
+        name(Kind::CronJob, &cronjob.metadata, columns),
+        or_none(&spec.when()),
+        or_none(spec.time_zone.as_deref().unwrap_or_default()),
+        if spec.suspend == Some(true) { "True" } else { "False" }.into(),
+        seen.active.len().to_string().into(),
+        or_none(&last.unwrap_or_default()),
+        age(cronjob.metadata.creation_timestamp.as_deref(), now).into(),
+    ];
+    let wide = vec![
+        or_none(&next.unwrap_or_default()),
+        spec.concurrency_policy.as_deref().unwrap_or("Allow").into(),
+        or_none(&command(spec.job_template.spec.template.command.as_deref())),
+    ];
+    (Common::of(&cronjob.metadata), (cronjob.metadata.name().to_owned(), 0), plain, wide)
 }
 
 fn instance(instance: &views::Instance, columns: Columns, now: Timestamp) -> Parts {

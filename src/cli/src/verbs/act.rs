@@ -20,7 +20,7 @@ use crate::watch::{Change, Watcher};
 /// What to act on.
 #[derive(Debug, clap::Args)]
 struct Choice {
-    /// process/NAME…, instance/NAME…
+    /// process/NAME…, instance/NAME…; to stop and start also job/NAME…, cronjob/NAME…
     #[arg(required = true, value_name = "TARGET")]
     targets: Vec<String>,
     /// Only those with these labels
@@ -54,7 +54,7 @@ pub(crate) struct RestartArgs {
 /// Stop, and stay stopped until started
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Waits until every process of the tree is gone.
+Waits until every process of the tree is gone. Jobs and cronjobs are suspended.
 
 Examples:
   ostler stop process/web
@@ -146,7 +146,13 @@ async fn run(ctx: &mut Ctx, action: Action, choice: &Choice, wait: bool) -> Resu
             .iter()
             .map(|acted| (acted.object.as_ref().map(show).unwrap_or_default(), acted.message.clone()))
             .collect();
-        if wait && !results.is_empty() {
+        // A job starts its runs when it may; a cronjob has none.
+        let waits = match target.kind {
+            Kind::Process | Kind::Instance => true,
+            Kind::Job => action == Action::Stop,
+            Kind::CronJob | Kind::Namespace | Kind::Source | Kind::Event => false,
+        };
+        if wait && waits && !results.is_empty() {
             let names = answer.results.iter().filter_map(|acted| Some(acted.object.as_ref()?.name.clone())).collect();
             settle(ctx, action, target.kind, names, &before, deadline).await?;
         }
@@ -191,9 +197,11 @@ async fn settle(
 ) -> Result<(), Error> {
     let mut wanted = selector(Kind::Instance, ctx.settings.namespace());
     match (kind, names.as_slice()) {
-        (Kind::Process, [name]) => wanted.fields = format!("owner={name}"),
-        (Kind::Process, _) => {}
-        (Kind::Instance | Kind::Namespace | Kind::Source | Kind::Event, _) => wanted.names.clone_from(&names),
+        (Kind::Process | Kind::Job, [name]) => wanted.fields = format!("owner={name}"),
+        (Kind::Process | Kind::Job, _) => {}
+        (Kind::Instance | Kind::Namespace | Kind::CronJob | Kind::Source | Kind::Event, _) => {
+            wanted.names.clone_from(&names);
+        }
     }
     let mut watcher = Watcher::new(&ctx.settings, wanted);
     let mut waiting: BTreeMap<String, String> = BTreeMap::new();
@@ -213,10 +221,11 @@ async fn settle(
             }
             Change::Present(seen) => {
                 let instance: views::Instance = views::parse(&seen.json)?;
-                if kind == Kind::Process && !names.iter().any(|name| name == instance.process()) {
+                if matches!(kind, Kind::Process | Kind::Job) && !names.iter().any(|name| name == instance.process()) {
                     continue;
                 }
-                if done(action, &instance, before.get(&seen.name).copied()) {
+                let failed = kind == Kind::Job && instance.phase() == "Failed";
+                if failed || done(action, &instance, before.get(&seen.name).copied()) {
                     waiting.remove(&seen.name);
                 } else if action == Action::Stop && instance.phase() == "Stuck" {
                     return Err(Error::failed(

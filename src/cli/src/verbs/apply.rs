@@ -16,6 +16,7 @@ use crate::duration;
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::kinds::Kind;
+use crate::views;
 use crate::watch::{Change, Watcher};
 
 /// Create or update objects from manifests
@@ -35,7 +36,7 @@ pub(crate) struct Args {
     /// Check and report, change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Wait until every applied process is ready
+    /// Wait until every applied process is ready, and every applied job complete
     #[arg(long, conflicts_with = "dry_run")]
     wait: bool,
     /// How long to wait; 0: for ever
@@ -117,21 +118,25 @@ pub(crate) fn effects(effects: &[v1::Effect]) -> Vec<String> {
         .collect()
 }
 
-/// Waits until every Process of an answer is what its spec asks for.
+/// Waits until every Process of an answer is what its spec asks for, and every Job is done. A Job that failed is an
+/// error.
 pub(crate) async fn wait_ready(ctx: &mut Ctx, answer: &v1::ApplyResponse, timeout: Duration) -> Result<(), Error> {
     let deadline = (!timeout.is_zero()).then(|| Instant::now() + timeout);
-    let mut namespaces: Vec<(String, BTreeSet<String>)> = Vec::new();
-    let processes = answer.results.iter().filter_map(|applied| applied.object.as_ref());
-    for object in processes.filter(|object| object.kind == Kind::Process.name()) {
-        match namespaces.iter_mut().find(|(namespace, _)| *namespace == object.namespace) {
-            Some((_, names)) => {
+    let mut groups: Vec<(Kind, String, BTreeSet<String>)> = Vec::new();
+    for object in answer.results.iter().filter_map(|applied| applied.object.as_ref()) {
+        let Some(kind) = [Kind::Process, Kind::Job].into_iter().find(|kind| kind.name() == object.kind) else {
+            continue;
+        };
+        match groups.iter_mut().find(|(known, namespace, _)| *known == kind && *namespace == object.namespace) {
+            Some((_, _, names)) => {
                 names.insert(object.name.clone());
             }
-            None => namespaces.push((object.namespace.clone(), BTreeSet::from([object.name.clone()]))),
+            None => groups.push((kind, object.namespace.clone(), BTreeSet::from([object.name.clone()]))),
         }
     }
-    for (namespace, mut pending) in namespaces {
-        let wanted = v1::Selector { names: pending.iter().cloned().collect(), ..selector(Kind::Process, &namespace) };
+    for (kind, namespace, mut pending) in groups {
+        let wanted = v1::Selector { names: pending.iter().cloned().collect(), ..selector(kind, &namespace) };
+        let (what, goal) = if kind == Kind::Job { ("job", "complete") } else { ("process", "ready") };
         let mut watcher = Watcher::new(&ctx.settings, wanted);
         while !pending.is_empty() {
             let names = pending.iter().cloned().collect::<Vec<_>>().join(", ");
@@ -139,18 +144,27 @@ pub(crate) async fn wait_ready(ctx: &mut Ctx, answer: &v1::ApplyResponse, timeou
             let change = match deadline {
                 None => watcher.next().await?,
                 Some(deadline) => tokio::time::timeout_at(deadline, watcher.next()).await.map_err(|_| {
-                    Error::Timeout(format!("waiting for {names} to be ready; see ostler describe process/NAME"))
+                    Error::Timeout(format!("waiting for {names} to be {goal}; see ostler describe {what}/NAME"))
                 })??,
             };
             match change {
                 Change::Present(seen) => {
-                    let object: Value = serde_json::from_slice(&seen.json)?;
-                    if settled(&object) && pending.remove(&seen.name) {
-                        ctx.line(format_args!("process/{} ready", seen.name))?;
+                    let met = if kind == Kind::Job {
+                        let job: views::Job = views::parse(&seen.json)?;
+                        if let Some(reason) = job.failure().filter(|_| pending.contains(&seen.name)) {
+                            let hint = format!("see ostler logs job/{0} and ostler describe job/{0}", seen.name);
+                            return Err(Error::failed(format!("job/{} failed: {reason}", seen.name), hint));
+                        }
+                        job.is_complete()
+                    } else {
+                        settled(&serde_json::from_slice::<Value>(&seen.json)?)
+                    };
+                    if met && pending.remove(&seen.name) {
+                        ctx.line(format_args!("{what}/{} {goal}", seen.name))?;
                     }
                 }
                 Change::Gone(seen) if pending.contains(&seen.name) => {
-                    return Err(Error::failed(format!("process/{} was deleted meanwhile", seen.name), ""));
+                    return Err(Error::failed(format!("{what}/{} was deleted meanwhile", seen.name), ""));
                 }
                 Change::Gone(_) | Change::Synced => {}
             }

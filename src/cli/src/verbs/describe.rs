@@ -83,6 +83,20 @@ async fn page(client: &mut Client, kind: Kind, object: &v1::Object) -> Result<St
                 v1::Selector { fields: format!("owner={}", meta.name()), ..selector(Kind::Instance, &namespace) };
             page.table(Kind::Instance, "Instances", &client.list(wanted).await?, now)?;
         }
+        Kind::Job => {
+            page.job(&value, now);
+            page.conditions(&value, now);
+            let wanted =
+                v1::Selector { fields: format!("owner={}", meta.name()), ..selector(Kind::Instance, &namespace) };
+            page.table(Kind::Instance, "Instances", &client.list(wanted).await?, now)?;
+        }
+        Kind::CronJob => {
+            page.cronjob(&value, now);
+            let mut jobs = client.list(selector(Kind::Job, &namespace)).await?;
+            let uid = meta.uid.clone().unwrap_or_default();
+            jobs.retain(|job| views::parse::<views::Bare>(&job.json).is_ok_and(|job| job.metadata.is_owned_by(&uid)));
+            page.table(Kind::Job, "Jobs", &jobs, now)?;
+        }
         Kind::Instance => {
             page.instance(&value, now);
             page.conditions(&value, now);
@@ -317,9 +331,85 @@ impl Page {
         }
     }
 
+    /// What a Job does, from its spec or the template of a CronJob.
+    fn job_spec(&mut self, spec: &Value) {
+        self.field("Completions", &spec["completions"]);
+        self.field("Parallelism", &spec["parallelism"]);
+        self.field("Backoff limit", &spec["backoffLimit"]);
+        let backoff = &spec["backoff"];
+        if backoff.is_object() {
+            self.line(
+                "Retries",
+                format_args!(
+                    "after {} × {} up to {}, jitter {}",
+                    text(&backoff["initial"]),
+                    text(&backoff["factor"]),
+                    text(&backoff["max"]),
+                    text(&backoff["jitter"])
+                ),
+            );
+        }
+        self.field("Active deadline", &spec["activeDeadline"]);
+        self.field("TTL", &spec["ttlAfterFinished"]);
+        self.template(&spec["template"]);
+    }
+
+    fn time(&mut self, name: &str, value: &Value, now: Timestamp) {
+        if let Some(at) = value.as_str() {
+            self.line(name, format_args!("{at} ({} ago)", age(Some(at), now)));
+        }
+    }
+
+    fn job(&mut self, value: &Value, now: Timestamp) {
+        let (spec, status) = (&value["spec"], &value["status"]);
+        for owner in value["metadata"]["ownerReferences"].as_array().into_iter().flatten() {
+            let kind = text(&owner["kind"]).to_lowercase();
+            self.line("Controlled by", format_args!("{kind}/{}", text(&owner["name"])));
+        }
+        let job = serde_json::from_value::<views::Job>(value.clone()).unwrap_or_default();
+        self.line("Status", job.summary());
+        self.field("Suspend", &spec["suspend"]);
+        let count = |field: &str| status[field].as_u64().unwrap_or(0);
+        self.line(
+            "Runs",
+            format_args!("{} active | {} succeeded | {} failed", count("active"), count("succeeded"), count("failed")),
+        );
+        self.time("Started", &status["startTime"], now);
+        self.time("Completed", &status["completionTime"], now);
+        self.field("Next retry", &status["nextRetryTime"]);
+        self.job_spec(spec);
+    }
+
+    fn cronjob(&mut self, value: &Value, now: Timestamp) {
+        let (spec, status) = (&value["spec"], &value["status"]);
+        let view = serde_json::from_value::<views::CronJob>(value.clone()).unwrap_or_default();
+        self.line("Schedule", view.spec.when());
+        self.field("Time zone", &spec["timeZone"]);
+        self.field("Concurrency", &spec["concurrencyPolicy"]);
+        self.field("Start deadline", &spec["startingDeadline"]);
+        self.field("Suspend", &spec["suspend"]);
+        self.line(
+            "History",
+            format_args!(
+                "{} that succeeded, {} that failed",
+                text(&spec["successfulJobsHistoryLimit"]),
+                text(&spec["failedJobsHistoryLimit"])
+            ),
+        );
+        self.time("Last schedule", &status["lastScheduleTime"], now);
+        self.time("Last success", &status["lastSuccessfulTime"], now);
+        self.field("Next schedule", &status["nextScheduleTime"]);
+        self.job_spec(&spec["jobTemplate"]["spec"]);
+    }
+
     fn instance(&mut self, value: &Value, now: Timestamp) {
         let (spec, status) = (&value["spec"], &value["status"]);
-        self.line("Controlled by", format_args!("process/{}", text(&spec["process"])));
+        if spec["job"].is_object() {
+            self.line("Controlled by", format_args!("job/{}", text(&spec["job"]["name"])));
+            self.field("Index", &spec["job"]["index"]);
+        } else {
+            self.line("Controlled by", format_args!("process/{}", text(&spec["process"])));
+        }
         let mut phase = text(&status["phase"]);
         if let Some(reason) = status["reason"].as_str().filter(|reason| !reason.is_empty() && *reason != phase) {
             let _ = write!(phase, " ({reason})");

@@ -21,9 +21,9 @@ use crate::watch::{Change, Watcher};
 /// List objects
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Kinds are processes (proc), instances (inst), namespaces (ns), sources (src) and events (ev);
-`all` means processes and instances. A single object that is named is printed bare by -o json and yaml,
-everything else as a List.
+Kinds are processes (proc), jobs, cronjobs (cj), instances (inst), namespaces (ns), sources
+(src) and events (ev); `all` means the first four. A single object that is named is
+printed bare by -o json and yaml, everything else as a List.
 
 Examples:
   ostler get processes

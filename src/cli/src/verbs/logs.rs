@@ -30,7 +30,7 @@ Examples:
   ostler logs web-0 --previous --stream stderr
   ostler logs -l app=web --tail 20 --timestamps")]
 pub(crate) struct Args {
-    /// INSTANCE, instance/NAME, or process/NAME for all its instances
+    /// INSTANCE, instance/NAME, or process/NAME or job/NAME for all its instances
     #[arg(value_name = "TARGET", required_unless_present = "selector")]
     target: Option<String>,
     /// Go on with what is written from now on
@@ -78,10 +78,10 @@ pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
         Some((Kind::Instance, name)) => {
             one(ctx, &args, &namespace, &name).await?;
         }
-        Some((_, name)) => {
+        Some((kind, name)) => {
             let wanted = v1::Selector { fields: format!("owner={name}"), ..selector(Kind::Instance, &namespace) };
-            // An unknown process is an error; one without instances is not.
-            Client::connect(&ctx.settings).await?.get(Kind::Process, &namespace, &name).await?;
+            // An unknown process or job is an error; one without instances is not.
+            Client::connect(&ctx.settings).await?.get(kind, &namespace, &name).await?;
             several(ctx, &args, wanted).await?;
         }
         None => {
@@ -96,9 +96,12 @@ pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
 fn target(word: &str) -> Result<(Kind, String), Error> {
     let Some((kind, name)) = word.split_once('/') else { return Ok((Kind::Instance, word.to_owned())) };
     match kinds::parse(kind)? {
-        kind @ (Kind::Process | Kind::Instance) => Ok((kind, name.to_owned())),
+        kind @ (Kind::Process | Kind::Job | Kind::Instance) => Ok((kind, name.to_owned())),
+        Kind::CronJob => {
+            Err(Error::usage("a cronjob has no logs of its own", "name one of its jobs; see ostler get jobs"))
+        }
         kind @ (Kind::Namespace | Kind::Source | Kind::Event) => {
-            Err(Error::usage(format!("{} have no logs", kind.plural()), "name a process or an instance"))
+            Err(Error::usage(format!("{} have no logs", kind.plural()), "name a process, a job or an instance"))
         }
     }
 }

@@ -201,6 +201,9 @@ fn summary(object: &Value) -> String {
     if object["kind"] == "Instance" {
         return serde_json::from_value::<views::Instance>(object.clone()).map(|it| it.why()).unwrap_or_default();
     }
+    if object["kind"] == "Job" {
+        return serde_json::from_value::<views::Job>(object.clone()).map(|it| it.summary()).unwrap_or_default();
+    }
     let process = serde_json::from_value::<views::Process>(object.clone());
     let Ok(process) = process else { return String::new() };
     let conditions = process.status.as_ref().and_then(|status| status.conditions.as_ref());

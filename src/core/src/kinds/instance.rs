@@ -1,4 +1,4 @@
-//! Instance: one copy of a Process. Made, changed and removed by Ostler only.
+//! Instance: one copy of a Process, or one run of a Job. Made, changed and removed by Ostler only.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::{Condition, ProbesStatus, ProcessSpec};
 use crate::meta::Metadata;
 use crate::time::Timestamp;
 
-/// One copy of a Process: read-only, made by Ostler.
+/// One copy of a Process, or one run of a Job: read-only, made by Ostler.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -18,7 +18,7 @@ pub struct Instance {
     pub api_version: String,
     /// "Instance".
     pub kind: String,
-    /// The name is that of the Process, a dash and the ordinal.
+    /// The name is that of the Process or Job, a dash and the ordinal.
     pub metadata: Metadata,
     /// What this copy should be.
     pub spec: InstanceSpec,
@@ -32,9 +32,13 @@ pub struct Instance {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InstanceSpec {
-    /// Name of the Process.
+    /// Name of the Process; empty for a run of a Job.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub process: String,
-    /// Which copy, from 0.
+    /// The Job that it is a run of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<Box<JobShare>>,
+    /// Which copy of the Process, or which run of the Job, from 0.
     pub ordinal: u32,
     /// Revision of the template.
     pub revision: String,
@@ -50,8 +54,19 @@ pub struct InstanceSpec {
     /// The port numbers it keeps, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<String, u16>,
-    /// The spec of the Process that it is made from.
+    /// The spec of the Process that it is made from, or the template of the Job.
     pub template: Arc<ProcessSpec>,
+}
+
+/// The part of a Job that a run does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JobShare {
+    /// Name of the Job.
+    pub name: String,
+    /// Which of its completions, from 0.
+    pub index: u32,
 }
 
 /// What this copy is.
@@ -445,6 +460,13 @@ pub struct HistoryEntry {
     /// Why, a sentence.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+}
+
+impl InstanceSpec {
+    /// Name of the Process or Job it belongs to; no two of them in a namespace have the same.
+    pub fn owner(&self) -> &str {
+        self.job.as_ref().map_or(&self.process, |share| &share.name)
+    }
 }
 
 impl InstanceStatus {

@@ -1,7 +1,9 @@
 //! The kinds. Adding one: a variant here, a module beside this one, and the compiler lists the rest.
 
+mod cronjob;
 mod event;
 mod instance;
+mod job;
 mod namespace;
 mod probe;
 mod process;
@@ -10,11 +12,15 @@ mod source;
 
 use std::fmt;
 
+pub use cronjob::{
+    ConcurrencyPolicy, CronJob, CronJobSpec, CronJobStatus, JobTemplateMetadata, JobTemplateSpec, SCHEDULED_AT,
+};
 pub use event::{Event, EventType, ObjectReference};
 pub use instance::{
     Breaker, EndCause, EndCount, Exit, ExitStatus, FallbackSince, HistoryEntry, Identity, Instance, InstanceSpec,
-    InstanceStatus, Phase, Severity, StopReason, Stopping, Verdict,
+    InstanceStatus, JobShare, Phase, Severity, StopReason, Stopping, Verdict,
 };
+pub use job::{COMPLETE, FAILED, FAILURE_TARGET, Job, JobSpec, JobStatus, JobTemplate, RetryBackoff, SUSPENDED};
 pub use namespace::{Namespace, NamespacePhase, NamespaceSpec, NamespaceStatus};
 pub use probe::{
     Check, ExecProbe, Grpc, Health, HttpGet, HttpHeader, LogLine, LogStream, NotifyProbe, NotifyStatus, PortRef, Probe,
@@ -44,7 +50,11 @@ pub enum Kind {
     Namespace,
     /// A long-running command.
     Process,
-    /// One running copy of a Process.
+    /// A command that runs to its end.
+    Job,
+    /// Makes Jobs on a schedule.
+    CronJob,
+    /// One running copy of a Process, or one run of a Job.
     Instance,
     /// A directory whose manifests are kept applied.
     Source,
@@ -54,13 +64,16 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which they take effect when applied together.
-    pub const ALL: [Self; 5] = [Self::Namespace, Self::Process, Self::Instance, Self::Source, Self::Event];
+    pub const ALL: [Self; 7] =
+        [Self::Namespace, Self::Process, Self::Job, Self::CronJob, Self::Instance, Self::Source, Self::Event];
 
     /// The name in `kind:`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Namespace => "Namespace",
             Self::Process => "Process",
+            Self::Job => "Job",
+            Self::CronJob => "CronJob",
             Self::Instance => "Instance",
             Self::Source => "Source",
             Self::Event => "Event",
@@ -71,7 +84,7 @@ impl Kind {
     pub const fn api_version(self) -> &'static str {
         match self {
             Self::Namespace | Self::Event => "v1",
-            Self::Process | Self::Instance | Self::Source => API_VERSION,
+            Self::Process | Self::Job | Self::CronJob | Self::Instance | Self::Source => API_VERSION,
         }
     }
 
@@ -79,7 +92,7 @@ impl Kind {
     pub const fn group(self) -> &'static str {
         match self {
             Self::Namespace | Self::Event => "",
-            Self::Process | Self::Instance | Self::Source => "ostler.dev",
+            Self::Process | Self::Job | Self::CronJob | Self::Instance | Self::Source => "ostler.dev",
         }
     }
 
@@ -88,6 +101,8 @@ impl Kind {
         match self {
             Self::Namespace => "namespaces",
             Self::Process => "processes",
+            Self::Job => "jobs",
+            Self::CronJob => "cronjobs",
             Self::Instance => "instances",
             Self::Source => "sources",
             Self::Event => "events",
@@ -99,6 +114,8 @@ impl Kind {
         match self {
             Self::Namespace => "namespace",
             Self::Process => "process",
+            Self::Job => "job",
+            Self::CronJob => "cronjob",
             Self::Instance => "instance",
             Self::Source => "source",
             Self::Event => "event",
@@ -110,6 +127,8 @@ impl Kind {
         match self {
             Self::Namespace => &["ns"],
             Self::Process => &["proc"],
+            Self::Job => &[],
+            Self::CronJob => &["cj"],
             Self::Instance => &["inst"],
             Self::Source => &["src"],
             Self::Event => &["ev"],
@@ -120,14 +139,14 @@ impl Kind {
     pub const fn is_namespaced(self) -> bool {
         match self {
             Self::Namespace | Self::Source => false,
-            Self::Process | Self::Instance | Self::Event => true,
+            Self::Process | Self::Job | Self::CronJob | Self::Instance | Self::Event => true,
         }
     }
 
     /// Whether users apply objects of the kind; others are made by Ostler.
     pub const fn is_applicable(self) -> bool {
         match self {
-            Self::Namespace | Self::Process | Self::Source => true,
+            Self::Namespace | Self::Process | Self::Job | Self::CronJob | Self::Source => true,
             Self::Instance | Self::Event => false,
         }
     }

@@ -578,6 +578,8 @@ impl Planner<'_> {
                 }
                 self.enter(Phase::Stopped, "Deleted", String::new());
             }
+            // What a run of a Job came to stays, whatever is asked of it afterwards.
+            Want::Stop | Want::Run if self.is_final() => {}
             Want::Stop if self.instance.spec.stopped_at.is_some() => {
                 self.forgive();
                 let message = self.plan.status.message.clone();
@@ -639,6 +641,10 @@ impl Planner<'_> {
         let attempt = status.attempt;
         self.plan.actions.push(Action::Spawn { attempt });
         self.enter(Phase::Starting, "Starting", String::new());
+    }
+
+    fn is_final(&self) -> bool {
+        self.instance.spec.job.is_some() && self.plan.status.done
     }
 
     fn is_outdated(&self) -> bool {

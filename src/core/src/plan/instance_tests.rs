@@ -30,6 +30,7 @@ fn instance(more: &serde_json::Value) -> Instance {
         metadata: Metadata { name: "web-0".to_owned(), uid: "u".to_owned(), ..Metadata::default() },
         spec: InstanceSpec {
             process: "web".to_owned(),
+            job: None,
             ordinal: 0,
             revision: template.revision(),
             stopped_at: None,

@@ -3,8 +3,10 @@
 //! A planner returns the status to publish, the actions to take and when to look again. It is called on every event and
 //! tick, keeps nothing between calls, and yields nothing for a world that is as it should be.
 
+pub mod cronjob;
 mod health;
 pub mod instance;
+pub mod job;
 pub mod output;
 pub mod process;
 

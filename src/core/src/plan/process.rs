@@ -97,6 +97,7 @@ impl Goal {
     fn new_instance(&self, process: &Process, ordinal: u32) -> InstanceSpec {
         InstanceSpec {
             process: process.metadata.name.clone(),
+            job: None,
             ordinal,
             revision: self.revision.clone(),
             stopped_at: self.stopped_at,

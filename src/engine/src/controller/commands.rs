@@ -227,6 +227,12 @@ impl<D: Driver> Controller<D> {
         while let Ok(Some(events)) = self.processes.try_next() {
             self.take_changes(ostler_core::Kind::Process, Ok(events));
         }
+        while let Ok(Some(events)) = self.cronjobs.try_next() {
+            self.take_changes(ostler_core::Kind::CronJob, Ok(events));
+        }
+        while let Ok(Some(events)) = self.jobs.try_next() {
+            self.take_changes(ostler_core::Kind::Job, Ok(events));
+        }
     }
 
     pub(crate) fn upgrade_failed(&mut self, why: String) {

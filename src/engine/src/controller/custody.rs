@@ -158,8 +158,7 @@ impl<D: Driver> Controller<D> {
             Err(index) => observed.attempts.insert(index, attempt),
         }
         self.queue.add(Request::Instance(id.clone()));
-        let process = super::world::id(&entry.object.metadata.namespace, &entry.object.spec.process);
-        debug!(instance = %id, process = %process, "custody changed");
+        debug!(instance = %id, owner = entry.object.spec.owner(), "custody changed");
     }
 
     /// An orphan whose name a Process now claims.

@@ -7,7 +7,7 @@ use ostler_keeper::wire;
 use ostler_store::{Durability, Expect, Key, Op};
 use tracing::{debug, error, warn};
 
-use super::world::{Id, id};
+use super::world::{Id, owner_request, runs_of};
 use super::writer::{Outcome, Ticket};
 use super::{Controller, Request, coalesce, custody};
 use crate::driver::Driver;
@@ -43,9 +43,14 @@ impl<D: Driver> Controller<D> {
             entry.changed();
             self.writer.mark(id);
             if published {
-                let process = self::id(&entry.object.metadata.namespace, &entry.object.spec.process);
-                let at = now + coalesce(self.world.count_of(&process));
-                self.queue.add_at(Request::Process(process), at);
+                let request = owner_request(&entry.object);
+                let siblings = match &request {
+                    Request::Job(id) => self.world.count_of(&runs_of(id)),
+                    Request::Process(id) | Request::Instance(id) | Request::Namespace(id) | Request::CronJob(id) => {
+                        self.world.count_of(id)
+                    }
+                };
+                self.queue.add_at(request, now + coalesce(siblings));
             }
         }
         if let Some(at) = plan.wake_at {
@@ -212,6 +217,14 @@ impl<D: Driver> Controller<D> {
                 }
                 self.queue.add(Request::Process(id));
             }
+            (Ticket::Job(id), result) => {
+                super::jobs::settle(&mut self.world.jobs, &self.store, Kind::Job, &id, result.is_ok());
+                self.look_again(Request::Job(id), result.is_ok());
+            }
+            (Ticket::CronJob(id), result) => {
+                super::jobs::settle(&mut self.world.cronjobs, &self.store, Kind::CronJob, &id, result.is_ok());
+                self.look_again(Request::CronJob(id), result.is_ok());
+            }
             (Ticket::Namespace(id), _) => self.queue.add_at(Request::Namespace(id), self.now() + coalesce(1000)),
         }
     }
@@ -264,7 +277,7 @@ impl<D: Driver> Controller<D> {
         self.sampler.untrack(id.clone(), None);
         let metadata = &entry.object.metadata;
         self.remove_logs(&metadata.namespace, &metadata.name, &metadata.uid);
-        self.queue.add(Request::Process(self::id(&metadata.namespace, &entry.object.spec.process)));
+        self.queue.add(owner_request(&entry.object));
     }
 
     /// Moves the logs out of the way at once, so that an instance of the same name begins with none, and removes them

@@ -4,6 +4,7 @@ mod commands;
 mod custody;
 mod health;
 mod instances;
+mod jobs;
 mod processes;
 mod recorder;
 mod recovery;
@@ -36,6 +37,8 @@ use crate::usage::Sampler;
 pub(crate) enum Request {
     Namespace(Id),
     Process(Id),
+    Job(Id),
+    CronJob(Id),
     Instance(Id),
 }
 
@@ -93,7 +96,11 @@ pub struct Controller<D> {
     custody: custody::Custody,
     commands: mpsc::Receiver<Command>,
     processes: Watch,
+    jobs: Watch,
+    cronjobs: Watch,
     namespaces: Watch,
+    /// Of schedules that name none.
+    local_zone: jiff::tz::TimeZone,
     ending: Option<commands::Ending>,
     upgrading: Option<tokio::sync::oneshot::Sender<Result<(), ActError>>>,
 }
@@ -104,8 +111,7 @@ const SLICE: usize = 64;
 /// What woke the loop.
 enum Woken {
     Driver(Vec<crate::driver::DriverEvent>),
-    Processes(Result<Vec<ostler_store::Event>, WatchEnded>),
-    Namespaces(Result<Vec<ostler_store::Event>, WatchEnded>),
+    Changed(Kind, Result<Vec<ostler_store::Event>, WatchEnded>),
     Written(Outcome),
     Probed(Vec<Report>),
     Command(Option<Command>),
@@ -118,7 +124,7 @@ impl<D: Driver> Controller<D> {
     pub async fn new(start: Start<D>) -> Result<(Self, Handle), StartFailed> {
         let (sender, commands) = mpsc::channel(256);
         let (prober, probed) = Prober::start(start.probes);
-        let recovery::Recovered { world, processes, namespaces } =
+        let recovery::Recovered { world, processes, jobs, cronjobs, namespaces } =
             recovery::recover(&start.store, &start.clock).await?;
         let controller = Self {
             writer: Writer::new(Arc::clone(&start.store)),
@@ -135,7 +141,10 @@ impl<D: Driver> Controller<D> {
             custody: custody::Custody::default(),
             commands,
             processes,
+            jobs,
+            cronjobs,
             namespaces,
+            local_zone: jiff::tz::TimeZone::system(),
             ending: None,
             upgrading: None,
         };
@@ -165,8 +174,10 @@ impl<D: Driver> Controller<D> {
                 biased;
                 events = self.driver.next() => Woken::Driver(events),
                 // Before outcomes: a commit is seen in the watch before it is acknowledged.
-                events = self.processes.next() => Woken::Processes(events),
-                events = self.namespaces.next() => Woken::Namespaces(events),
+                events = self.processes.next() => Woken::Changed(Kind::Process, events),
+                events = self.jobs.next() => Woken::Changed(Kind::Job, events),
+                events = self.cronjobs.next() => Woken::Changed(Kind::CronJob, events),
+                events = self.namespaces.next() => Woken::Changed(Kind::Namespace, events),
                 outcome = self.writer.next() => Woken::Written(outcome),
                 reports = reports(&mut self.probed) => Woken::Probed(reports),
                 command = self.commands.recv() => Woken::Command(command),
@@ -184,8 +195,7 @@ impl<D: Driver> Controller<D> {
                 Woken::Command(Some(command)) => self.take_command(command),
                 // Every handle is gone: the API has ended, and with it the daemon.
                 Woken::Command(None) => self.begin_end(commands::Ending::leaving()),
-                Woken::Processes(events) => self.take_changes(Kind::Process, events),
-                Woken::Namespaces(events) => self.take_changes(Kind::Namespace, events),
+                Woken::Changed(kind, events) => self.take_changes(kind, events),
                 Woken::Time | Woken::Busy => {}
             }
         }
@@ -198,6 +208,8 @@ impl<D: Driver> Controller<D> {
             match request {
                 Request::Instance(id) => self.reconcile_instance(&id, now),
                 Request::Process(id) => self.reconcile_process(&id, now),
+                Request::Job(id) => self.reconcile_job(&id, now),
+                Request::CronJob(id) => self.reconcile_cronjob(&id, now),
                 Request::Namespace(id) => self.reconcile_namespace(&id, now),
             }
         }
@@ -233,6 +245,8 @@ impl<D: Driver> Controller<D> {
             .cloned()
             .map(Request::Namespace)
             .chain(self.world.processes.keys().cloned().map(Request::Process))
+            .chain(self.world.jobs.keys().cloned().map(Request::Job))
+            .chain(self.world.cronjobs.keys().cloned().map(Request::CronJob))
             .chain(self.world.instances.keys().cloned().map(Request::Instance))
             .collect();
         for request in requests {
@@ -245,8 +259,9 @@ impl<D: Driver> Controller<D> {
         match events {
             Ok(events) => {
                 for event in events {
-                    let request = self.world.apply(&event);
-                    self.queue.add(request);
+                    for request in self.world.apply(&event) {
+                        self.queue.add(request);
+                    }
                 }
             }
             Err(WatchEnded::Compacted(_)) => {

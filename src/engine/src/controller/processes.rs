@@ -37,7 +37,8 @@ impl<D: Driver> Controller<D> {
             .filter(|instance| instance.object.metadata.labels != object.metadata.labels)
             .map(|instance| id(&instance.object.metadata.namespace, &instance.object.metadata.name))
             .collect();
-        self.create(&object, plan.create, now);
+        let ports = !object.spec.ports.is_empty();
+        self.create(Kind::Process, &object.metadata, ports, plan.create, now);
         self.update(&object, plan.update);
         for name in plan.delete {
             self.delete(&id(&object.metadata.namespace, &name), object.metadata.deletion_grace_period_seconds, now);
@@ -74,24 +75,37 @@ impl<D: Driver> Controller<D> {
     }
 
     /// Instances whose process is gone (a restored store can have them) are deleted.
-    fn collect_orphaned_instances(&mut self, process: &Id, now: Timestamp) {
+    pub(crate) fn collect_orphaned_instances(&mut self, process: &Id, now: Timestamp) {
         let ids: Vec<Id> = self.world.by_process.get(process).into_iter().flatten().map(|(_, id)| id.clone()).collect();
         for id in ids {
             self.delete(&id, None, now);
         }
     }
 
-    fn create(&mut self, process: &Process, specs: Vec<InstanceSpec>, now: Timestamp) {
+    /// Makes instances of a Process or Job; `ports`: they may need some.
+    pub(crate) fn create(
+        &mut self,
+        owner: Kind,
+        metadata: &Metadata,
+        ports: bool,
+        specs: Vec<InstanceSpec>,
+        now: Timestamp,
+    ) {
         if specs.is_empty() || self.ending.is_some() {
             return;
         }
-        let mut taken = if process.spec.ports.is_empty() { HashSet::new() } else { self.world.ports() };
+        let mut taken = if ports { self.world.ports() } else { HashSet::new() };
         let mut ids = Vec::with_capacity(specs.len());
         for mut spec in specs {
-            let metadata = &process.metadata;
             let name = instance_name(&metadata.name, spec.ordinal);
             Self::assign_ports(&mut spec, &name, &mut taken);
             let instance_id = id(&metadata.namespace, &name);
+            if self.world.instances.contains_key(&instance_id) {
+                // Of a Process or Job of the same name, which a restored store can have; it is looked at again when
+                // that is gone.
+                warn!(instance = %instance_id, "there is another instance of this name");
+                continue;
+            }
             let orphan = self.claim_orphan(&instance_id);
             // With the first record it is known what is started from it. An orphan is taken over as the same.
             let status = InstanceStatus {
@@ -114,8 +128,8 @@ impl<D: Driver> Controller<D> {
                     labels: metadata.labels.clone(),
                     creation_timestamp: Some(now),
                     owner_references: vec![OwnerReference {
-                        api_version: Kind::Process.api_version().to_owned(),
-                        kind: Kind::Process.name().to_owned(),
+                        api_version: owner.api_version().to_owned(),
+                        kind: owner.name().to_owned(),
                         name: metadata.name.clone(),
                         uid: metadata.uid.clone(),
                         controller: true,
@@ -166,7 +180,7 @@ impl<D: Driver> Controller<D> {
         }
     }
 
-    fn delete(&mut self, instance_id: &Id, grace: Option<u64>, now: Timestamp) {
+    pub(crate) fn delete(&mut self, instance_id: &Id, grace: Option<u64>, now: Timestamp) {
         let Some(entry) = self.world.instances.get_mut(instance_id) else { return };
         let metadata = &mut entry.object.metadata;
         if metadata.is_deleting() && metadata.deletion_grace_period_seconds == grace {
@@ -212,7 +226,8 @@ impl<D: Driver> Controller<D> {
             .filter(|(_, process)| process.object.metadata.namespace == name)
             .map(|(id, _)| id.clone())
             .collect();
-        if inside.is_empty() {
+        let jobs = self.delete_jobs_in(&name, now);
+        if inside.is_empty() && !jobs {
             let ops = vec![Op::delete(key(Kind::Namespace, "", &name).into(), Expect::Revision(revision))];
             self.writer.commit(ops, Durability::Crash, Ticket::Namespace(namespace_id.clone()));
             return;

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use ostler_core::kinds::{Instance, Namespace, Process, RestartPolicy, STOPPED_AT};
+use ostler_core::kinds::{CronJob, Instance, Job, Namespace, Process, RestartPolicy, STOPPED_AT};
 use ostler_core::object::{key, parse_key};
 use ostler_core::{Kind, Span, Timestamp};
 use ostler_store::{Durability, Entry, Expect, Key, Op, Revision, Store, Watch};
 use serde::de::DeserializeOwned;
 use tracing::{info, warn};
 
-use super::world::{InstanceEntry, NamespaceEntry, ProcessEntry, World, id};
+use super::world::{InstanceEntry, NamespaceEntry, ProcessEntry, World, Written, id};
 use super::{Controller, Request};
 use crate::clock::Clock;
 use crate::driver::Driver;
@@ -36,6 +36,8 @@ pub enum StartFailed {
 pub(crate) struct Recovered {
     pub(crate) world: World,
     pub(crate) processes: Watch,
+    pub(crate) jobs: Watch,
+    pub(crate) cronjobs: Watch,
     pub(crate) namespaces: Watch,
 }
 
@@ -60,6 +62,20 @@ pub(crate) async fn recover(store: &Arc<dyn Store>, clock: &Clock) -> Result<Rec
                 let object: Process = read(&entry)?;
                 world.processes.insert(id, ProcessEntry { object, revision, writing: false });
             }
+            Kind::Job => {
+                let mut object: Job = read(&entry)?;
+                let status = &mut object.status;
+                let since =
+                    status.conditions.iter_mut().filter_map(|condition| condition.last_transition_time.as_mut());
+                for at in since.chain(&mut status.start_time) {
+                    *at = (*at).min(now);
+                }
+                world.jobs.insert(id, Written::new(object, revision));
+            }
+            Kind::CronJob => {
+                let object: CronJob = read(&entry)?;
+                world.cronjobs.insert(id, Written::new(object, revision));
+            }
             Kind::Instance => {
                 let mut object: Instance = read(&entry)?;
                 bound_waits(&mut object, now);
@@ -70,10 +86,16 @@ pub(crate) async fn recover(store: &Arc<dyn Store>, clock: &Clock) -> Result<Rec
             Kind::Source | Kind::Event => {}
         }
     }
-    info!(processes = world.processes.len(), instances = world.instances.len(), "recovered");
+    info!(processes = world.processes.len(), jobs = world.jobs.len(), instances = world.instances.len(), "recovered");
     let watch =
         |kind: Kind| store.watch(&prefix(kind), snapshot.revision).map_err(|why| StartFailed::Store(why.to_string()));
-    Ok(Recovered { processes: watch(Kind::Process)?, namespaces: watch(Kind::Namespace)?, world })
+    Ok(Recovered {
+        processes: watch(Kind::Process)?,
+        jobs: watch(Kind::Job)?,
+        cronjobs: watch(Kind::CronJob)?,
+        namespaces: watch(Kind::Namespace)?,
+        world,
+    })
 }
 
 fn prefix(kind: Kind) -> String {
@@ -91,6 +113,10 @@ fn bound_waits(instance: &mut Instance, now: Timestamp) {
     let cooldown = template.circuit_breaker.as_ref().map_or(Span::ZERO, |breaker| breaker.cooldown);
     let longest = now + ostler_core::restart::longest_delay(template).max(cooldown);
     let status = &mut instance.status;
+    if instance.spec.job.is_some() {
+        // Decides when the next run is due.
+        status.last_exit.iter_mut().for_each(|exit| exit.at = exit.at.min(now));
+    }
     for at in [&mut status.next_start_at, &mut status.breaker.open_until].into_iter().flatten() {
         *at = (*at).min(longest);
     }
@@ -131,7 +157,7 @@ async fn greet_the_boot(store: &Arc<dyn Store>) -> Result<(), StartFailed> {
                         ops.push(Op::put(key(Kind::Instance, namespace, name).into(), value, Expect::Any));
                     }
                 }
-                Some((Kind::Namespace | Kind::Source | Kind::Event, ..)) | None => {}
+                Some((Kind::Namespace | Kind::Job | Kind::CronJob | Kind::Source | Kind::Event, ..)) | None => {}
             }
         }
     }
@@ -147,8 +173,12 @@ impl<D: Driver> Controller<D> {
     pub(crate) fn relist(&mut self, kind: Kind) {
         let snapshot = self.store.list(&prefix(kind));
         match self.store.watch(&prefix(kind), snapshot.revision) {
-            Ok(watch) if kind == Kind::Process => self.processes = watch,
-            Ok(watch) => self.namespaces = watch,
+            Ok(watch) => match kind {
+                Kind::Process => self.processes = watch,
+                Kind::Job => self.jobs = watch,
+                Kind::CronJob => self.cronjobs = watch,
+                Kind::Namespace | Kind::Instance | Kind::Source | Kind::Event => self.namespaces = watch,
+            },
             // History moved on in between: the watch fails again at once, and this is tried again.
             Err(why) => warn!(%why, "cannot watch"),
         }
@@ -169,6 +199,24 @@ impl<D: Driver> Controller<D> {
                     }
                     self.queue.add(Request::Process(id));
                 }
+                Kind::Job => {
+                    if known(entry.revision, self.world.jobs.get(&id).map(|entry| entry.revision)) {
+                        continue;
+                    }
+                    if let Ok(object) = serde_json::from_slice(&entry.value) {
+                        self.world.jobs.insert(id.clone(), Written::new(object, entry.revision));
+                    }
+                    self.queue.add(Request::Job(id));
+                }
+                Kind::CronJob => {
+                    if known(entry.revision, self.world.cronjobs.get(&id).map(|entry| entry.revision)) {
+                        continue;
+                    }
+                    if let Ok(object) = serde_json::from_slice(&entry.value) {
+                        self.world.cronjobs.insert(id.clone(), Written::new(object, entry.revision));
+                    }
+                    self.queue.add(Request::CronJob(id));
+                }
                 Kind::Namespace | Kind::Instance | Kind::Source | Kind::Event => {
                     if let Ok(object) = serde_json::from_slice(&entry.value) {
                         self.world.namespaces.insert(id.clone(), NamespaceEntry { object, revision: entry.revision });
@@ -177,14 +225,29 @@ impl<D: Driver> Controller<D> {
                 }
             }
         }
-        if kind == Kind::Process {
-            let gone: Vec<_> = self.world.processes.keys().filter(|id| !present.contains(*id)).cloned().collect();
-            for id in gone {
-                self.world.processes.remove(&id);
-                self.queue.add(Request::Process(id));
+        match kind {
+            Kind::Process => {
+                let gone: Vec<_> = self.world.processes.keys().filter(|id| !present.contains(*id)).cloned().collect();
+                for id in gone {
+                    self.world.processes.remove(&id);
+                    self.queue.add(Request::Process(id));
+                }
             }
-        } else {
-            self.world.namespaces.retain(|id, _| present.contains(id));
+            Kind::Job => {
+                let gone: Vec<_> = self.world.jobs.keys().filter(|id| !present.contains(*id)).cloned().collect();
+                for id in gone {
+                    self.world.jobs.remove(&id);
+                    self.queue.add(Request::Job(id));
+                }
+                // Whose Jobs are gone is not known any more.
+                for id in self.world.cronjobs.keys() {
+                    self.queue.add(Request::CronJob(id.clone()));
+                }
+            }
+            Kind::CronJob => self.world.cronjobs.retain(|id, _| present.contains(id)),
+            Kind::Namespace | Kind::Instance | Kind::Source | Kind::Event => {
+                self.world.namespaces.retain(|id, _| present.contains(id));
+            }
         }
     }
 }

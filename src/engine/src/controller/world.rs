@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use ostler_core::kinds::{Instance, InstanceStatus, Namespace, Phase, Process, ProcessSpec};
+use bytes::Bytes;
+use ostler_core::kinds::{CronJob, Instance, InstanceStatus, Job, Namespace, Phase, Process, ProcessSpec};
 use ostler_core::object::parse_key;
 use ostler_core::plan::instance::Observed;
 use ostler_core::{Kind, Timestamp};
 use ostler_store::{Event, EventKind, Revision};
+use serde::de::DeserializeOwned;
 
 use super::Request;
 use super::health::Probing;
@@ -27,6 +29,21 @@ pub(crate) struct ProcessEntry {
     pub(crate) revision: Revision,
     /// A write of ours is under way; its outcome, or the watch, tells what to do next.
     pub(crate) writing: bool,
+}
+
+/// A Job or `CronJob`, likewise.
+#[derive(Debug)]
+pub(crate) struct Written<T> {
+    pub(crate) object: T,
+    pub(crate) revision: Revision,
+    /// A write of ours is under way; nothing is decided until its outcome is known.
+    pub(crate) writing: bool,
+}
+
+impl<T> Written<T> {
+    pub(crate) fn new(object: T, revision: Revision) -> Self {
+        Self { object, revision, writing: false }
+    }
 }
 
 /// A Namespace, likewise.
@@ -83,47 +100,98 @@ impl InstanceEntry {
     }
 }
 
+/// The id under which the instances of a Job are found; that of a Process is its own.
+pub(crate) fn runs_of(job: &Id) -> Id {
+    // No name has a slash at its end.
+    format!("{job}/").into()
+}
+
+/// Whose instance it is, as a key of [`World::by_process`].
+fn owner(instance: &Instance) -> Id {
+    let id = id(&instance.metadata.namespace, instance.spec.owner());
+    if instance.spec.job.is_some() { runs_of(&id) } else { id }
+}
+
+/// The Process or Job that has to be looked at when the instance has changed.
+pub(crate) fn owner_request(instance: &Instance) -> Request {
+    let id = id(&instance.metadata.namespace, instance.spec.owner());
+    if instance.spec.job.is_some() { Request::Job(id) } else { Request::Process(id) }
+}
+
+/// The `CronJob` that a Job belongs to.
+pub(crate) fn cronjob_of(job: &Job) -> Option<Id> {
+    let owners = &job.metadata.owner_references;
+    let owner = owners.iter().find(|owner| owner.kind == Kind::CronJob.name())?;
+    Some(id(&job.metadata.namespace, &owner.name))
+}
+
 /// Everything the controller knows.
 #[derive(Debug, Default)]
 pub(crate) struct World {
     pub(crate) namespaces: HashMap<Id, NamespaceEntry>,
     pub(crate) processes: HashMap<Id, ProcessEntry>,
+    pub(crate) jobs: HashMap<Id, Written<Job>>,
+    pub(crate) cronjobs: HashMap<Id, Written<CronJob>>,
     /// Boxed: a table has room for up to twice as many as there are.
     pub(crate) instances: HashMap<Id, Box<InstanceEntry>>,
     /// Uid of an instance → its id.
     pub(crate) by_uid: HashMap<Arc<str>, Id>,
-    /// Id of a process → its instances by ordinal.
+    /// Id of a process, or [`runs_of`] a job → its instances by ordinal.
     pub(crate) by_process: HashMap<Id, BTreeMap<u32, Id>>,
     /// One copy of each template, whoever uses it.
     templates: HashMap<String, Arc<ProcessSpec>>,
 }
 
+/// Puts what the store has into a table; what cannot be read leaves it as it is.
+fn take<T: DeserializeOwned>(table: &mut HashMap<Id, Written<T>>, id: &Id, value: Option<&[u8]>, revision: Revision) {
+    match value {
+        Some(value) => {
+            if let Ok(object) = serde_json::from_slice(value) {
+                table.insert(id.clone(), Written::new(object, revision));
+            }
+        }
+        None => drop(table.remove(id)),
+    }
+}
+
 impl World {
-    /// Takes in an event of the store about a Process or Namespace, and says what needs a look.
-    pub(crate) fn apply(&mut self, event: &Event) -> Request {
+    /// Takes in an event of the store about anything but instances, and says what needs a look.
+    pub(crate) fn apply(&mut self, event: &Event) -> Vec<Request> {
         let (kind, namespace, name) = parse_key(event.key.as_str()).unwrap_or((Kind::Process, "", ""));
         let id = id(namespace, name);
-        match (kind, &event.kind) {
-            (Kind::Namespace, EventKind::Put(value)) => {
-                if let Ok(object) = serde_json::from_slice(value) {
-                    self.namespaces.insert(id.clone(), NamespaceEntry { object, revision: event.revision });
+        let value = match &event.kind {
+            EventKind::Put(value) => Some(value),
+            EventKind::Delete => None,
+        };
+        match kind {
+            Kind::Namespace => {
+                let entry = value.and_then(|value| serde_json::from_slice(value).ok());
+                match entry.map(|object| NamespaceEntry { object, revision: event.revision }) {
+                    Some(entry) => drop(self.namespaces.insert(id.clone(), entry)),
+                    None if value.is_none() => drop(self.namespaces.remove(&id)),
+                    None => {}
                 }
-                Request::Namespace(id)
+                vec![Request::Namespace(id)]
             }
-            (Kind::Namespace, EventKind::Delete) => {
-                self.namespaces.remove(&id);
-                Request::Namespace(id)
+            Kind::Job => {
+                let before = self.jobs.get(&id).and_then(|entry| cronjob_of(&entry.object));
+                take(&mut self.jobs, &id, value.map(Bytes::as_ref), event.revision);
+                let after = self.jobs.get(&id).and_then(|entry| cronjob_of(&entry.object));
+                let cronjobs = before.into_iter().chain(after).map(Request::CronJob);
+                std::iter::once(Request::Job(id)).chain(cronjobs).collect()
             }
-            (Kind::Process, EventKind::Put(value)) => {
-                if let Ok(object) = serde_json::from_slice(value) {
-                    self.processes
-                        .insert(id.clone(), ProcessEntry { object, revision: event.revision, writing: false });
+            Kind::CronJob => {
+                take(&mut self.cronjobs, &id, value.map(Bytes::as_ref), event.revision);
+                vec![Request::CronJob(id)]
+            }
+            Kind::Process | Kind::Instance | Kind::Source | Kind::Event => {
+                let entry = value.and_then(|value| serde_json::from_slice(value).ok());
+                match entry.map(|object| ProcessEntry { object, revision: event.revision, writing: false }) {
+                    Some(entry) => drop(self.processes.insert(id.clone(), entry)),
+                    None if value.is_none() => drop(self.processes.remove(&id)),
+                    None => {}
                 }
-                Request::Process(id)
-            }
-            (Kind::Process | Kind::Instance | Kind::Source | Kind::Event, _) => {
-                self.processes.remove(&id);
-                Request::Process(id)
+                vec![Request::Process(id)]
             }
         }
     }
@@ -132,8 +200,7 @@ impl World {
         let metadata = &entry.object.metadata;
         let id = id(&metadata.namespace, &metadata.name);
         self.by_uid.insert(metadata.uid.as_str().into(), id.clone());
-        let process = self::id(&metadata.namespace, &entry.object.spec.process);
-        self.by_process.entry(process).or_default().insert(entry.object.spec.ordinal, id.clone());
+        self.by_process.entry(owner(&entry.object)).or_default().insert(entry.object.spec.ordinal, id.clone());
         self.share_template(&mut entry.object);
         self.instances.insert(id.clone(), Box::new(entry));
         id
@@ -141,7 +208,7 @@ impl World {
 
     /// Lets instances of the same revision share one template in memory.
     pub(crate) fn share_template(&mut self, instance: &mut Instance) {
-        let key = format!("{}/{}/{}", instance.metadata.namespace, instance.spec.process, instance.spec.revision);
+        let key = format!("{}/{}/{}", instance.metadata.namespace, instance.spec.owner(), instance.spec.revision);
         match self.templates.get(&key) {
             Some(shared) if **shared == *instance.spec.template => instance.spec.template = Arc::clone(shared),
             _ => drop(self.templates.insert(key, Arc::clone(&instance.spec.template))),
@@ -155,7 +222,7 @@ impl World {
         let entry = self.instances.remove(id)?;
         let metadata = &entry.object.metadata;
         self.by_uid.remove(metadata.uid.as_str());
-        let process = self::id(&metadata.namespace, &entry.object.spec.process);
+        let process = owner(&entry.object);
         if let Some(siblings) = self.by_process.get_mut(&process) {
             siblings.remove(&entry.object.spec.ordinal);
             if siblings.is_empty() {
@@ -218,10 +285,25 @@ impl World {
                 shift(&mut stopping.since);
                 shift(&mut stopping.kill_at);
             }
+            if entry.object.spec.job.is_some() {
+                // Decides when the next run is due.
+                entry.object.status.last_exit.iter_mut().for_each(|exit| shift(&mut exit.at));
+            }
             for attempt in &mut entry.observed.attempts {
                 shift(&mut attempt.started_at);
             }
             entry.changed();
+        }
+        for job in self.jobs.values_mut() {
+            let status = &mut job.object.status;
+            status.start_time.iter_mut().for_each(shift);
+            for condition in &mut status.conditions {
+                condition.last_transition_time.iter_mut().for_each(shift);
+            }
+        }
+        // Intervals are lengths of time; patterns follow the clock on the wall, wherever it goes.
+        for cronjob in self.cronjobs.values_mut().filter(|entry| entry.object.spec.every.is_some()) {
+            cronjob.object.status.last_schedule_time.iter_mut().for_each(shift);
         }
     }
 }

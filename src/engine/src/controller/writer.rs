@@ -32,6 +32,10 @@ pub(crate) enum Ticket {
     Removed(Id),
     /// Status or removal of a process.
     Process(Id),
+    /// Likewise of a job.
+    Job(Id),
+    /// Likewise of a cronjob, with the job it makes.
+    CronJob(Id),
     /// Likewise of a namespace.
     Namespace(Id),
     /// Somebody waits for it.
