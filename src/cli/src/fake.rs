@@ -244,7 +244,7 @@ impl ostler_server::Ostler for Service {
                     events.push(v1::WatchEvent { r#type: Type::Bookmark.into(), object: None, revision: from });
                     events
                 };
-                let _ = sender.send(Ok(v1::WatchBatch { events })).await;
+                let _ = sender.send(Ok(v1::WatchBatch { events, missed: 0 })).await;
             }
             {
                 shared.world().watches += 1;
@@ -261,7 +261,7 @@ impl ostler_server::Ostler for Service {
                 };
                 if let Some(last) = events.last() {
                     from = last.revision;
-                    if sender.send(Ok(v1::WatchBatch { events })).await.is_err() {
+                    if sender.send(Ok(v1::WatchBatch { events, missed: 0 })).await.is_err() {
                         return;
                     }
                 }

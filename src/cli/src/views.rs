@@ -400,6 +400,7 @@ pub(crate) struct Event {
     pub(crate) involved_object: Involved,
     pub(crate) r#type: Option<String>,
     pub(crate) reason: Option<String>,
+    pub(crate) topic: Option<String>,
     pub(crate) message: Option<String>,
     pub(crate) count: Option<u64>,
     pub(crate) first_timestamp: Option<String>,

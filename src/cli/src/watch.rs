@@ -57,6 +57,7 @@ pub(crate) struct Watcher {
     replayed: Option<HashSet<Key>>,
     revision: u64,
     lost_since: Option<Instant>,
+    missed: u64,
 }
 
 impl Watcher {
@@ -71,6 +72,7 @@ impl Watcher {
             replayed: None,
             revision: 0,
             lost_since: None,
+            missed: 0,
         }
     }
 
@@ -97,6 +99,11 @@ impl Watcher {
                 self.lost(error).await?;
             }
         }
+    }
+
+    /// How many events the daemon left out since this was last asked, because they were not read in time.
+    pub(crate) fn take_missed(&mut self) -> u64 {
+        std::mem::take(&mut self.missed)
     }
 
     fn restart(&mut self) {
@@ -145,6 +152,7 @@ impl Watcher {
 
     fn take(&mut self, batch: v1::WatchBatch) -> Result<(), Error> {
         self.lost_since = None;
+        self.missed += batch.missed;
         for event in batch.events {
             let kind = event.r#type();
             match (kind, event.object) {

@@ -94,40 +94,52 @@ impl Requirement {
     }
 }
 
-/// A condition on fields: `status.phase=Running,metadata.name!=web-0`. Empty: everything.
+/// A condition on fields: `status.phase=Running,topic in (health,restart)`. Empty: everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FieldSelector(Vec<(String, bool, String)>);
+pub struct FieldSelector(Vec<(String, bool, BTreeSet<String>)>);
 
 impl FieldSelector {
     /// Reads a selector; a field that is not in `known` is refused.
     pub fn parse(text: &str, known: &[&str]) -> Result<Self, String> {
         let mut all = Vec::new();
-        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            let (equal, pair) = match part.split_once("!=") {
-                Some(pair) => (false, Some(pair)),
-                None => (true, part.split_once("==").or_else(|| part.split_once('='))),
-            };
-            let Some((field, value)) = pair else {
-                return Err(format!("{part:?} is not a requirement; write field=value or field!=value"));
-            };
-            let field = field.trim();
+        for part in split(text).into_iter().map(str::trim).filter(|part| !part.is_empty()) {
+            let (field, equal, values) = field_requirement(part).ok_or_else(|| {
+                format!("{part:?} is not a requirement; write field=value, field!=value or field in (a,b)")
+            })?;
             if !known.contains(&field) {
                 return Err(format!("field label not supported: {field}; supported are {}", known.join(", ")));
             }
-            all.push((field.to_owned(), equal, value.trim().to_owned()));
+            all.push((field.to_owned(), equal, values));
         }
         Ok(Self(all))
     }
 
     /// Whether an object satisfies every requirement; `value` gives its fields, empty when absent.
     pub fn matches(&self, value: impl Fn(&str) -> String) -> bool {
-        self.0.iter().all(|(field, equal, wanted)| (value(field) == *wanted) == *equal)
+        self.0.iter().all(|(field, equal, wanted)| wanted.contains(&value(field)) == *equal)
     }
 
     /// Whether everything matches.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// The field, whether it has to be one of the values (or none of them), and the values.
+fn field_requirement(part: &str) -> Option<(&str, bool, BTreeSet<String>)> {
+    if let Some((left, list)) = part.strip_suffix(')').and_then(|part| part.split_once('(')) {
+        let values = list.split(',').map(|value| value.trim().to_owned()).collect();
+        let left = left.trim_end();
+        return match left.strip_suffix(" notin") {
+            Some(field) => Some((field.trim(), false, values)),
+            None => Some((left.strip_suffix(" in")?.trim(), true, values)),
+        };
+    }
+    let (equal, (field, value)) = match part.split_once("!=") {
+        Some(pair) => (false, pair),
+        None => (true, part.split_once("==").or_else(|| part.split_once('='))?),
+    };
+    Some((field.trim(), equal, BTreeSet::from([value.trim().to_owned()])))
 }
 
 #[cfg(test)]
@@ -162,6 +174,13 @@ mod tests {
         let selector = FieldSelector::parse("status.phase!=Running", &known).unwrap();
         assert!(selector.matches(|_| "Failed".to_owned()));
         assert!(!selector.matches(|_| "Running".to_owned()));
+        let several = FieldSelector::parse("status.phase in (Failed, Lost),metadata.name notin (a)", &known).unwrap();
+        assert!(several.matches(|field| if field == "status.phase" { "Lost" } else { "b" }.to_owned()));
+        assert!(!several.matches(|field| if field == "status.phase" { "Running" } else { "b" }.to_owned()));
+        assert!(!several.matches(|field| if field == "status.phase" { "Lost" } else { "a" }.to_owned()));
+        for bad in ["status.phase", "status.phase of (a)", "(a)"] {
+            assert!(FieldSelector::parse(bad, &known).is_err(), "{bad}");
+        }
         assert!(FieldSelector::parse("spec.x=1", &known).unwrap_err().starts_with("field label not supported: spec.x"));
     }
 }

@@ -11,7 +11,7 @@ use ostler_engine::Action;
 use ostler_keeper::logs::{Attempts, Filter, Stream as LogStream};
 use ostler_rpc::v1;
 use ostler_rpc::v1::ostler_server::{Ostler, OstlerServer};
-use ostler_store::{Entry, EventKind, Health, Revision, WatchEnded};
+use ostler_store::{Entry, Health, Revision};
 use prost::Message as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
@@ -25,13 +25,13 @@ use crate::error::{ApiError, Reason};
 use crate::logs::LogQuery;
 use crate::select::{self, Selection};
 use crate::service::Service;
-use crate::usage;
+use crate::{usage, watching};
 
 type Answer<T> = Result<Response<T>, Status>;
 type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Objects in one page of a list.
-const PAGE: usize = 256;
+pub(crate) const PAGE: usize = 256;
 
 /// Requests at the same time on one connection.
 const CONCURRENCY: u32 = 256;
@@ -146,7 +146,7 @@ fn selection(selector: Option<v1::Selector>) -> Result<Selection, ApiError> {
     Selection::parse(&selector.ok_or_else(|| ApiError::bad("a selector is needed"))?)
 }
 
-fn object(value: &Bytes, revision: Revision) -> v1::Object {
+pub(crate) fn object(value: &Bytes, revision: Revision) -> v1::Object {
     v1::Object { json: value.clone(), revision }
 }
 
@@ -188,23 +188,6 @@ fn applied(applied: Applied, revision: Revision) -> v1::Applied {
             })
             .collect(),
     }
-}
-
-/// One event of the store as a watcher with a selection sees it; None when it concerns nothing that was selected.
-fn watch_event(event: &ostler_store::Event, selection: &Selection) -> Option<v1::WatchEvent> {
-    use v1::watch_event::Type;
-    let before = event.prior.as_ref().filter(|prior| selection.matches(&event.key, prior));
-    let after = match &event.kind {
-        EventKind::Put(value) => Some(value).filter(|value| selection.matches(&event.key, value)),
-        EventKind::Delete => None,
-    };
-    let (kind, value) = match (before, after) {
-        (None, None) => return None,
-        (None, Some(value)) => (Type::Added, value),
-        (Some(_), Some(value)) => (Type::Modified, value),
-        (Some(value), None) => (Type::Deleted, value),
-    };
-    Some(v1::WatchEvent { r#type: kind.into(), object: Some(object(value, event.revision)), revision: event.revision })
 }
 
 #[tonic::async_trait]
@@ -260,36 +243,19 @@ impl Ostler for Service {
             }));
             first.push(v1::WatchEvent { r#type: Type::Bookmark.into(), object: None, revision });
         }
-        let mut watch = Service::watch(self, &selection, from)?;
+        let watch = Service::watch(self, &selection, from)?;
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        let store = std::sync::Arc::clone(&self.store);
         tokio::spawn(async move {
             for page in first.chunks(PAGE) {
-                if sender.send(Ok(v1::WatchBatch { events: page.to_vec() })).await.is_err() {
+                if sender.send(Ok(v1::WatchBatch { events: page.to_vec(), missed: 0 })).await.is_err() {
                     return;
                 }
             }
-            loop {
-                let batch = tokio::select! {
-                    batch = watch.next() => batch,
-                    () = sender.closed() => return,
-                };
-                let message = match batch {
-                    Ok(events) => {
-                        let events: Vec<_> = events.iter().filter_map(|event| watch_event(event, &selection)).collect();
-                        if events.is_empty() {
-                            continue;
-                        }
-                        Ok(v1::WatchBatch { events })
-                    }
-                    Err(WatchEnded::Compacted(why)) => Err(ApiError::new(Reason::Expired, why.to_string()).into()),
-                    Err(WatchEnded::Closed) => {
-                        Err(ApiError::new(Reason::ServiceUnavailable, "the daemon is ending").into())
-                    }
-                };
-                let over = message.is_err();
-                if sender.send(message).await.is_err() || over {
-                    return;
-                }
+            if selection.kind == Kind::Event {
+                watching::shed(&*store, watch, &selection, &sender).await;
+            } else {
+                watching::deliver(watch, &selection, &sender).await;
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))

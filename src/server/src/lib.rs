@@ -13,6 +13,7 @@ mod select;
 mod service;
 mod sources;
 mod usage;
+mod watching;
 
 pub use error::{ApiError, Cause, Reason};
 pub use service::{Daemon, Service};

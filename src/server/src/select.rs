@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use ostler_core::Kind;
 use ostler_core::labels::{FieldSelector, LabelSelector};
 use ostler_core::suggest::nearest;
+use ostler_core::{Kind, Timestamp};
 use ostler_store::Key;
 use serde::Deserialize;
 
@@ -21,6 +21,8 @@ pub struct Selection {
     pub names: Vec<String>,
     labels: LabelSelector,
     fields: FieldSelector,
+    /// Events: those that happened last then or later.
+    since: Option<Timestamp>,
 }
 
 /// The part of an object that selectors look at; everything else is skipped unread.
@@ -36,8 +38,12 @@ struct Head {
     involved: Involved,
     #[serde(default)]
     reason: String,
+    #[serde(default)]
+    topic: String,
     #[serde(default, rename = "type")]
     event_type: String,
+    #[serde(default, rename = "lastTimestamp")]
+    last: Option<Timestamp>,
 }
 
 #[derive(Default, Deserialize)]
@@ -96,6 +102,7 @@ fn known_fields(kind: Kind) -> &'static [&'static str] {
             "involvedObject.name",
             "involvedObject.uid",
             "reason",
+            "topic",
             "type",
         ],
     }
@@ -117,12 +124,20 @@ impl Selection {
     /// Reads the selectors of a request.
     pub fn parse(selector: &ostler_rpc::v1::Selector) -> Result<Self, ApiError> {
         let kind = kind(&selector.kind)?;
+        let since = match selector.since.as_str() {
+            "" => None,
+            _ if kind != Kind::Event => {
+                return Err(ApiError::bad(format!("a time can be asked for only of events, not of {}", kind.plural())));
+            }
+            text => Some(text.parse().map_err(ApiError::bad)?),
+        };
         Ok(Self {
             kind,
             namespace: if kind.is_namespaced() { selector.namespace.clone() } else { String::new() },
             names: selector.names.clone(),
             labels: LabelSelector::parse(&selector.labels).map_err(ApiError::bad)?,
             fields: FieldSelector::parse(&selector.fields, known_fields(kind)).map_err(ApiError::bad)?,
+            since,
         })
     }
 
@@ -134,12 +149,13 @@ impl Selection {
             names: Vec::new(),
             labels: LabelSelector::default(),
             fields: FieldSelector::default(),
+            since: None,
         }
     }
 
     /// Whether anything narrows it down within its namespace.
     pub(crate) fn is_narrow(&self) -> bool {
-        !self.names.is_empty() || !self.labels.is_empty() || !self.fields.is_empty()
+        !self.names.is_empty() || !self.labels.is_empty() || !self.fields.is_empty() || self.since.is_some()
     }
 
     /// What the keys of everything that can match begin with.
@@ -153,11 +169,12 @@ impl Selection {
         if !self.names.is_empty() && !self.names.iter().any(|name| name == key.name()) {
             return false;
         }
-        if self.labels.is_empty() && self.fields.is_empty() {
+        if self.labels.is_empty() && self.fields.is_empty() && self.since.is_none() {
             return true;
         }
         let Ok(head) = serde_json::from_slice::<Head>(value) else { return false };
-        self.labels.matches(&head.metadata.labels)
+        self.since.is_none_or(|since| head.last.is_some_and(|last| last >= since))
+            && self.labels.matches(&head.metadata.labels)
             && self.fields.matches(|field| {
                 match field {
                     "metadata.name" => &head.metadata.name,
@@ -170,6 +187,7 @@ impl Selection {
                     "involvedObject.name" => &head.involved.name,
                     "involvedObject.uid" => &head.involved.uid,
                     "reason" => &head.reason,
+                    "topic" => &head.topic,
                     _ => &head.event_type,
                 }
                 .clone()

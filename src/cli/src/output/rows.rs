@@ -41,7 +41,9 @@ pub(crate) fn headers(kind: Kind, columns: Columns) -> Vec<Cell> {
         ),
         Kind::Namespace => (&["NAME", "STATUS", "AGE"], &[]),
         Kind::Source => (&["NAME", "SYNC", "HEALTH", "OBJECTS", "REVISION", "APPLIED", "AGE"], &["PATH", "MESSAGE"]),
-        Kind::Event => (&["LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"], &["COUNT", "FIRST SEEN", "NAME"]),
+        Kind::Event => {
+            (&["LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"], &["TOPIC", "COUNT", "FIRST SEEN", "NAME"])
+        }
     };
     let mut cells: Vec<Cell> = Vec::new();
     if columns.namespace && kind.is_namespaced() {
@@ -259,6 +261,7 @@ fn event(event: &views::Event, now: Timestamp) -> Parts {
         event.message.clone().unwrap_or_default().into(),
     ];
     let wide = vec![
+        event.topic.as_deref().unwrap_or("lifecycle").into(),
         event.count.unwrap_or(1).to_string().into(),
         age(event.first_timestamp.as_deref().or(event.last()), now).into(),
         event.metadata.name().into(),
@@ -355,7 +358,7 @@ mod tests {
         let row = row(Kind::Event, json.as_bytes(), Columns { wide: true, ..Columns::default() }, now()).unwrap();
         assert_eq!(
             texts(&row.cells),
-            ["60s", "Warning", "Crashed", "instance/web-0", "exited with code 1", "4", "60s", ""]
+            ["60s", "Warning", "Crashed", "instance/web-0", "exited with code 1", "lifecycle", "4", "60s", ""]
         );
     }
 

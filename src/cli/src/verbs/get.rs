@@ -272,7 +272,13 @@ pub(crate) async fn watch(
     let mut synced = false;
     let mut drawn = false;
     loop {
-        let (seen, gone) = match watcher.next().await? {
+        let change = watcher.next().await?;
+        match watcher.take_missed() {
+            0 => {}
+            1 => ctx.note("1 event was missed: it was not read in time")?,
+            missed => ctx.note(format_args!("{missed} events were missed: they were not read in time"))?,
+        }
+        let (seen, gone) = match change {
             Change::Present(seen) => (seen, false),
             Change::Gone(seen) => (seen, true),
             Change::Synced => {

@@ -4,8 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::meta::Metadata;
 use crate::time::Timestamp;
+use crate::topic::Topic;
 
-/// Something that happened to an object. Repetitions are counted, not repeated; the history is bounded.
+/// Something that happened to an object. Repetitions are counted, not repeated; of each object the 64 latest events are
+/// kept, and 4,000 in all.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -23,6 +25,9 @@ pub struct Event {
     pub event_type: EventType,
     /// One word in CamelCase for machines.
     pub reason: String,
+    /// What it is about: `ostler events --topic` selects by it.
+    #[serde(default)]
+    pub topic: Topic,
     /// A sentence for people.
     pub message: String,
     /// How often it happened.

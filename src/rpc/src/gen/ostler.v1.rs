@@ -27,12 +27,16 @@ pub struct Selector {
     #[prost(string, tag = "3")]
     pub labels: ::prost::alloc::string::String,
     /// metadata.name, metadata.namespace, status.phase; for events also involvedObject.{kind,name,namespace,uid}, reason,
-    /// type; for instances also owner (name of the Process). "k=v" and "k!=v", joined by commas
+    /// topic, type; for instances also owner (name of the Process). "k=v", "k!=v", "k in (v,w)" and "k notin (v,w)", joined
+    /// by commas
     #[prost(string, tag = "4")]
     pub fields: ::prost::alloc::string::String,
     /// when not empty: only these
     #[prost(string, repeated, tag = "5")]
     pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// kind Event: only those that happened last at this time or later; RFC 3339
+    #[prost(string, tag = "6")]
+    pub since: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ApplyRequest {
@@ -198,6 +202,10 @@ pub struct WatchRequest {
 pub struct WatchBatch {
     #[prost(message, repeated, tag = "1")]
     pub events: ::prost::alloc::vec::Vec<WatchEvent>,
+    /// Watches of kind Event: so many that were asked for were left out before these, because the subscriber was more than
+    /// 10,000 behind. Other watches end with OUT_OF_RANGE instead.
+    #[prost(uint64, tag = "2")]
+    pub missed: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchEvent {
@@ -857,7 +865,8 @@ pub mod ostler_client {
             req.extensions_mut().insert(GrpcMethod::new("ostler.v1.Ostler", "List"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// Everything that happens after `from_revision`; OUT_OF_RANGE when the history no longer reaches back so far.
+        /// Everything that happens after `from_revision`; OUT_OF_RANGE when the history no longer reaches back so far. A watch
+        /// of events that falls behind goes on and says how many it missed (WatchBatch).
         pub async fn watch(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchRequest>,
@@ -1166,7 +1175,8 @@ pub mod ostler_server {
             >
             + std::marker::Send
             + 'static;
-        /// Everything that happens after `from_revision`; OUT_OF_RANGE when the history no longer reaches back so far.
+        /// Everything that happens after `from_revision`; OUT_OF_RANGE when the history no longer reaches back so far. A watch
+        /// of events that falls behind goes on and says how many it missed (WatchBatch).
         async fn watch(
             &self,
             request: tonic::Request<super::WatchRequest>,
