@@ -22,6 +22,7 @@ pub mod topic;
 pub mod usage;
 pub mod validate;
 pub mod verdict;
+pub mod why;
 
 pub use kinds::Kind;
 pub use meta::{Metadata, OwnerReference};

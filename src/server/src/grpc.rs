@@ -333,11 +333,14 @@ impl Ostler for Service {
             Streams::Stdout => Some(LogStream::Stdout),
             Streams::Stderr => Some(LogStream::Stderr),
         };
-        let attempts = match (request.previous, request.all_attempts) {
-            (true, true) => return Err(ApiError::bad("previous and all_attempts exclude each other").into()),
-            (true, false) => Attempts::Previous,
-            (false, true) => Attempts::All,
-            (false, false) => Attempts::Current,
+        let attempts = match (request.previous, request.all_attempts, request.attempt) {
+            (true, false, None) => Attempts::Previous,
+            (false, true, None) => Attempts::All,
+            (false, false, None) => Attempts::Current,
+            (false, false, Some(attempt)) => Attempts::Only(attempt),
+            (_, _, _) => {
+                return Err(ApiError::bad("previous, all_attempts and attempt exclude each other").into());
+            }
         };
         let since = (request.since != 0).then_some(request.since);
         let query = LogQuery {

@@ -51,6 +51,9 @@ pub(crate) struct Args {
     /// Of every attempt that is kept
     #[arg(long)]
     all_attempts: bool,
+    /// Of this attempt only; describe and events tell the numbers
+    #[arg(long, value_name = "N", conflicts_with_all = ["previous", "all_attempts", "follow"])]
+    attempt: Option<u64>,
     /// Begin lines with their time
     #[arg(long)]
     timestamps: bool,
@@ -131,6 +134,7 @@ fn request(args: &Args, namespace: &str, instance: &str) -> v1::LogsRequest {
         since,
         stream: stream.into(),
         resume: None,
+        attempt: args.attempt,
     }
 }
 

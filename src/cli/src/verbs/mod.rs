@@ -24,3 +24,4 @@ pub(crate) mod upgrade;
 pub(crate) mod validate;
 pub(crate) mod version;
 pub(crate) mod wait;
+pub(crate) mod why;

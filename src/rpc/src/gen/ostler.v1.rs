@@ -456,6 +456,9 @@ pub struct LogsRequest {
     /// ignored then. A position that rotation has removed means the oldest byte that is kept.
     #[prost(message, optional, tag = "9")]
     pub resume: ::core::option::Option<LogPosition>,
+    /// only this attempt; previous and all_attempts are not set then
+    #[prost(uint64, optional, tag = "10")]
+    pub attempt: ::core::option::Option<u64>,
 }
 /// Nested message and enum types in `LogsRequest`.
 pub mod logs_request {
