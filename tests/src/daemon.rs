@@ -562,7 +562,7 @@ impl Drop for Daemon {
         if let Some(mut child) = self.child.lock().ok().and_then(|mut child| child.take()) {
             let _ = child.wait();
         }
-        if let Some(cgroup) = cgroup {
+        for cgroup in proc::groups_beside(cgroup.as_deref()).into_iter().chain(cgroup) {
             // What was just killed may take a moment to leave its group.
             while cgroup.exists() && began.elapsed() < Duration::from_secs(22) {
                 for group in fs::read_dir(&cgroup).into_iter().flatten().flatten() {

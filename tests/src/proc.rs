@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "signals and identities are system calls")]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A process that cannot be mistaken for a later one with the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -103,6 +103,18 @@ pub fn of_instance(uid: &str, cgroup: Option<&Path>) -> Vec<Identity> {
     found.sort_unstable();
     found.dedup();
     found
+}
+
+/// The directories of that name in the hierarchies of cgroup v1 controllers, where limits are set.
+pub fn groups_beside(cgroup: Option<&Path>) -> Vec<PathBuf> {
+    let Some(name) = cgroup.and_then(Path::file_name) else { return Vec::new() };
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let hierarchies = own.lines().filter_map(|line| {
+        let (controllers, place) = line.split_once(':')?.1.split_once(':')?;
+        let mount = Path::new("/sys/fs/cgroup").join(controllers);
+        Some(mount.join(place.trim_start_matches('/')).join(name))
+    });
+    hierarchies.filter(|path| path.is_dir() && Some(&**path) != cgroup).collect()
 }
 
 /// The living processes of a cgroup and of those below it.

@@ -68,6 +68,7 @@ fn every_example_has_a_test_and_is_valid() {
             "demo",
             "fallback.yaml",
             "jobs-like.yaml",
+            "limited.yaml",
             "namespaces.yaml",
             "probes.yaml",
             "source",
@@ -126,6 +127,23 @@ fn worker_finishes_before_it_ends() {
     assert!(log().contains("finishing\n"), "{}", log());
     assert_ne!(running(&daemon, "default", "worker", 1)[0].pid(), before);
     assert_eq!(daemon.instance("worker-0").last_exit()["code"], 0);
+}
+
+#[test]
+fn limited_says_what_limits_it() {
+    let daemon = Daemon::start();
+    example(&daemon, "limited.yaml");
+    let instance = daemon.instance_when("limited-0", "limited", |it| {
+        let conditions = it.0["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|condition| {
+            let message = condition["message"].as_str().unwrap_or_default();
+            condition["type"] == "LimitsEnforced"
+                && ["memory 64Mi", "cpu 500m", "processes 10", "openFiles 256 by rlimit", "nice 5 by setpriority"]
+                    .iter()
+                    .all(|part| message.contains(part))
+        })
+    });
+    assert!(instance.pid().is_some());
 }
 
 #[test]

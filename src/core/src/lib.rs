@@ -8,6 +8,7 @@ pub mod breaker;
 pub mod expand;
 pub mod kinds;
 pub mod labels;
+pub mod limits;
 pub mod meta;
 pub mod name;
 pub mod object;

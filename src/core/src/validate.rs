@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::kinds::{
-    CronJob, EndCause, Job, JobSpec, Kind, Port, PortNumber, Process, ProcessSpec, Restart, RestartPolicy,
-    RetryBackoff, Source,
+    CronJob, EndCause, Job, JobSpec, Kind, LimitKind, Limits, Port, PortNumber, Process, ProcessSpec, Restart,
+    RestartPolicy, RetryBackoff, Source,
 };
 use crate::meta::Metadata;
 use crate::schedule::Schedule;
@@ -250,6 +250,9 @@ fn spec(spec: &ProcessSpec, found: &mut Findings) {
     if spec.success_exit_codes.is_empty() {
         found.add("spec.successExitCodes", "at least one code; 0 is the default");
     }
+    if let Some(resources) = &spec.resources {
+        limits(&resources.limits, found);
+    }
     found.check("spec.stop.signal", signal::parse(&spec.stop.signal).map(drop));
     if spec.stop.grace_period > Span::from_secs(86_400) {
         found.add("spec.stop.gracePeriod", "at most 24h");
@@ -284,6 +287,22 @@ fn restart(restart: &Restart, spec: &ProcessSpec, found: &mut Findings) {
         if instead.initial.unwrap_or(spec.backoff.initial) > max {
             let part = if instead.initial.is_some() { "initial" } else { "max" };
             found.add(format!("{field}.{part}"), format!("initial must not be longer than max ({max})"));
+        }
+    }
+}
+
+fn limits(limits: &Limits, found: &mut Findings) {
+    for (kind, value) in limits.iter() {
+        let (least, most, wrong) = match kind {
+            LimitKind::Memory => (1 << 20, i64::MAX, "at least 1Mi"),
+            LimitKind::Cpu => (10, i64::MAX, "at least 10m, which is a hundredth of a core"),
+            LimitKind::Processes => (1, i64::MAX, "at least 1"),
+            LimitKind::OpenFiles => (16, i64::MAX, "at least 16, or no program starts"),
+            LimitKind::IoWeight => (1, 10_000, "from 1 to 10000"),
+            LimitKind::Nice => (-20, 19, "from -20 to 19"),
+        };
+        if !(least..=most).contains(&value) {
+            found.add(format!("spec.resources.limits.{}", kind.name()), wrong);
         }
     }
 }
@@ -354,6 +373,7 @@ mod tests {
             "circuitBreaker": {"failures": 0, "window": "0s"},
             "restart": {"severities": {"warning": 0.0}, "onCrash": {"factor": 0.1, "initial": "6m"}, "onStartup": {"max": "1s"}},
             "fallback": {"command": []}, "restartPolicy": "Never",
+            "resources": {"limits": {"memory": "1Ki", "cpu": "1m", "processes": 0, "openFiles": 3, "ioWeight": 0, "nice": 20}},
             "stop": {"signal": "SIGTREM"}, "logs": {"maxSize": 10, "maxFiles": 1}, "successExitCodes": [],
         }));
         assert_eq!(
@@ -379,6 +399,12 @@ mod tests {
                 "spec.fallback.command",
                 "spec.fallback",
                 "spec.successExitCodes",
+                "spec.resources.limits.memory",
+                "spec.resources.limits.cpu",
+                "spec.resources.limits.processes",
+                "spec.resources.limits.openFiles",
+                "spec.resources.limits.ioWeight",
+                "spec.resources.limits.nice",
                 "spec.stop.signal",
                 "spec.logs.maxSize",
                 "spec.logs.maxFiles",

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use ostler_core::Timestamp;
 use ostler_core::expand::expand;
-use ostler_core::kinds::{Instance, ProcessSpec, WhenBlocked};
+use ostler_core::kinds::{Enforcement, Instance, ProcessSpec, WhenBlocked};
 use ostler_core::plan::instance::{StartError, StartErrorKind};
 use ostler_keeper::wire;
 use ostler_probe::{Prober, Surroundings};
@@ -27,6 +27,21 @@ pub(crate) fn log_settings(spec: &ProcessSpec) -> wire::LogSettings {
         max_age_seconds: spec.logs.max_age.as_secs(),
         drop_when_blocked: spec.logs.when_blocked == WhenBlocked::Drop,
     }
+}
+
+/// The limits of a spec, as the keeper takes them.
+pub(crate) fn limits(spec: &ProcessSpec) -> Option<wire::Limits> {
+    let limits = spec.limits()?;
+    let required = spec.resources.as_ref().is_some_and(|it| it.enforcement == Enforcement::Require);
+    Some(wire::Limits {
+        memory: limits.memory.map(|bytes| bytes.0),
+        cpu: limits.cpu.map(|cpu| cpu.0),
+        processes: limits.processes,
+        io_weight: limits.io_weight.map(u32::from),
+        open_files: limits.open_files,
+        nice: limits.nice.map(i32::from),
+        required,
+    })
 }
 
 /// The command that starts `attempt` of an instance, or why that is impossible.
@@ -53,6 +68,7 @@ pub(crate) fn command(instance: &Instance, attempt: u64, now: Timestamp) -> Resu
         groups: identity.groups.clone(),
         log_dir: log_dir(&metadata.namespace, &metadata.name),
         log: Some(log_settings(spec)),
+        limits: limits(spec),
         ..wire::Spawn::default()
     })
 }
@@ -245,6 +261,13 @@ pub(crate) fn start_error(error: &wire::SpawnError, at: Timestamp) -> StartError
         Stage::Pipe => (StartErrorKind::Other, "cannot make the pipes for its output".to_owned()),
         Stage::Fork => (StartErrorKind::Other, "cannot make a process".to_owned()),
         Stage::Journal => (StartErrorKind::Other, format!("cannot write the journal {path}")),
+        Stage::Limits if errno == nix::errno::Errno::EOPNOTSUPP => {
+            let message = format!(
+                "it may not run without limits that cannot be enforced here: {path}; spec.resources.enforcement: \
+                 BestEffort would run it without them"
+            );
+            return StartError { kind: StartErrorKind::LimitsNotEnforceable, message, at };
+        }
         Stage::Limits => (StartErrorKind::Other, format!("cannot set its limits: {path}")),
         Stage::Unspecified => (StartErrorKind::Other, format!("cannot start {path}")),
     };

@@ -160,7 +160,7 @@ impl World {
             let at = self.nanos();
             let process = keeper.attempts.get_mut(&key).unwrap();
             let status = process.ends.take().map(|(_, status)| status);
-            process.ended = Some(wire::Exit { status, at, core_dumped: false });
+            process.ended = Some(wire::Exit { status, at, core_dumped: false, oom_kills: 0 });
             self.report(&mut keeper, &key);
         }
         keeper.attempts.values().filter(|process| process.is_live()).filter_map(|p| Some(p.ends.as_ref()?.0)).min()

@@ -35,7 +35,7 @@ impl Root {
         Ok(Self { version, path: path.to_owned(), directory })
     }
 
-    fn create(version: Version, path: &Path) -> io::Result<Self> {
+    pub(crate) fn create(version: Version, path: &Path) -> io::Result<Self> {
         match fs::create_dir(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             Ok(()) | Err(_) => {}
@@ -67,14 +67,14 @@ impl Root {
         Ok(openat(&self.directory, name, flags | OFlags::CLOEXEC, Mode::empty())?)
     }
 
-    fn read(&self, name: &str) -> io::Result<String> {
+    pub(crate) fn read(&self, name: &str) -> io::Result<String> {
         let file = self.file(name, OFlags::RDONLY)?;
         let mut text = String::new();
         io::Read::read_to_string(&mut fs::File::from(file), &mut text)?;
         Ok(text)
     }
 
-    fn write(&self, name: &str, text: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&self, name: &str, text: &[u8]) -> io::Result<()> {
         let file = self.file(name, OFlags::WRONLY)?;
         rustix::io::write(file, text)?;
         Ok(())
@@ -230,7 +230,7 @@ pub(crate) fn find(
     state_dir: &Path,
     mut works: impl FnMut(&Root) -> io::Result<()>,
 ) -> Result<Found, Error> {
-    let name = format!("ostler-{:08x}", fnv(state_dir.as_os_str().as_encoded_bytes()));
+    let name = directory_name(state_dir);
     let mut refusals = Vec::new();
     let (v2, v1) = match preference {
         CgroupPreference::Auto => (true, true),
@@ -248,6 +248,9 @@ pub(crate) fn find(
         if !wanted {
             continue;
         }
+        // A daemon that made room for controllers is in a group of its own beside those of the attempts.
+        let is_beside = parent.file_name().is_some_and(|last| *last == *daemon_group(&name));
+        let parent = if is_beside { parent.parent().unwrap_or(&parent) } else { &parent };
         let path = parent.join(&name);
         let tried = Root::create(version, &path).and_then(|root| {
             works(&root).inspect_err(|_| root.remove_if_unused())?;
@@ -317,6 +320,40 @@ fn candidates(mounts: &str, own: &str) -> Vec<(Version, PathBuf)> {
     found.into_iter().map(|(_, version, path)| (version, path)).collect()
 }
 
+/// The name of our directory in every hierarchy.
+pub(crate) fn directory_name(state_dir: &Path) -> String {
+    format!("ostler-{:08x}", fnv(state_dir.as_os_str().as_encoded_bytes()))
+}
+
+/// The name of the daemon's own group, beside our directory of this name.
+pub(crate) fn daemon_group(name: &str) -> String {
+    format!("{name}.daemon")
+}
+
+/// Our own group in the cgroup v1 hierarchy that has this controller.
+pub(crate) fn v1_group(controller: &str) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    place_of(&mounts, &own, controller)
+}
+
+fn place_of(mounts: &str, own: &str, controller: &str) -> Option<PathBuf> {
+    let place = own.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let has = parts.next()?.split(',').any(|name| name == controller);
+        parts.next().filter(|_| has)
+    })?;
+    mounts.lines().find_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let (mut mount, mut file_system) = (mount.split(' ').skip(3), file_system.split(' '));
+        let (root, point) = (mount.next()?, mount.next()?);
+        let is_meant =
+            file_system.next()? == "cgroup" && file_system.nth(1)?.split(',').any(|option| option == controller);
+        // A bind mount may show only a part of the hierarchy.
+        is_meant.then(|| Some(Path::new(point).join(Path::new(place).strip_prefix(root).ok()?)))?
+    })
+}
+
 /// FNV-1a, 32 bits.
 fn fnv(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
@@ -344,6 +381,22 @@ mod tests {
                 (Version::V1 { freezer: true }, PathBuf::from("/sys/fs/cgroup/freezer/f")),
             ]
         );
+    }
+
+    #[test]
+    fn a_controller_is_where_the_daemon_is_in_its_hierarchy() {
+        let mounts = "\
+31 20 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+32 20 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+33 20 0:29 /inner /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+";
+        let own = "5:cpu,cpuacct:/service\n4:memory:/inner/ours\n3:pids:/x\n0::/a/b\n";
+        let place = |controller| place_of(mounts, own, controller);
+        assert_eq!(place("cpu"), Some(PathBuf::from("/sys/fs/cgroup/cpu,cpuacct/service")));
+        assert_eq!(place("memory"), Some(PathBuf::from("/sys/fs/cgroup/memory/ours")));
+        assert_eq!(place("pids"), None);
+        assert_eq!(place("io"), None);
+        assert_eq!(place_of(mounts, "4:memory:/elsewhere\n", "memory"), None);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod error;
 mod fail;
 mod journal;
 mod keeper;
+mod limits;
 mod lock;
 pub mod logs;
 mod procfs;

@@ -438,7 +438,7 @@ fn after_a_reboot_known_ends_stay_known() {
         Ended {
             id: id.clone(),
             attempt: 1,
-            exit: Some(Exit { status: Some(exit::Status::Code(3)), at: 7, core_dumped: false }),
+            exit: Some(Exit { status: Some(exit::Status::Code(3)), at: 7, core_dumped: false, oom_kills: 0 }),
             error: None,
             tree_empty: false,
         }

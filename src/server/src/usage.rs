@@ -1,6 +1,7 @@
 //! What instances and the machine use, as the API tells it.
 
 use ostler_core::Kind;
+use ostler_core::kinds::Instance;
 use ostler_core::usage::Network;
 use ostler_engine::usage::{Id, Sample, Sampler};
 use ostler_rpc::v1;
@@ -39,8 +40,9 @@ pub(crate) async fn read(sampler: &Sampler, entries: &[Entry], pss: bool) -> Vec
 }
 
 /// What counts as its limit of memory.
-fn memory_limit(_entry: &Entry) -> Option<u64> {
-    None
+fn memory_limit(entry: &Entry) -> Option<u64> {
+    let instance: Instance = serde_json::from_slice(&entry.value).ok()?;
+    Some(instance.spec.template.limits()?.memory?.0)
 }
 
 fn told(sample: &Sample, memory_limit: Option<u64>) -> v1::InstanceUsage {

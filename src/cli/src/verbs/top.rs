@@ -25,7 +25,7 @@ Examples:
   ostler top
   ostler top -A --sort-by memory
   ostler top -l app=web --once --no-headers
-  ostler top web-0 --pss -o json")]
+  ostler top instances web-0 --pss -o json")]
 pub(crate) struct Args {
     /// instances
     #[arg(value_name = "KIND", default_value = "instances", value_parser = instances)]

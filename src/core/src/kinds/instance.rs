@@ -217,6 +217,9 @@ pub struct Exit {
     /// How bad that was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub severity: Option<Severity>,
+    /// The kernel killed it for want of memory below its limit.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub oom_killed: bool,
 }
 
 /// Why an attempt ended that nobody asked to end; decides which policy follows.

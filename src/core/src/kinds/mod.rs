@@ -7,6 +7,7 @@ mod job;
 mod namespace;
 mod probe;
 mod process;
+mod resources;
 mod restart;
 mod source;
 
@@ -30,12 +31,14 @@ pub use process::{
     AutoPort, Backoff, CircuitBreaker, Driver, EnvVar, Logs, Port, PortNumber, Process, ProcessSpec, ProcessStatus,
     RESTARTED_AT, RestartPolicy, STOPPED_AT, Stop, WhenBlocked,
 };
+pub use resources::{Enforcement, LimitKind, Limits, Resources};
 pub use source::{
     ALLOW_PRUNE, DeletionLimit, HealthState, SOURCE, SYNC_REQUESTED_AT, Share, Source, SourceRevision, SourceSpec,
     SourceStatus, SyncState, WATCHED, WAVE,
 };
 
 pub use restart::{Fallback, Profile, Restart, RestartOverride, Severities};
+
 use serde::{Deserialize, Serialize};
 
 use crate::time::Timestamp;

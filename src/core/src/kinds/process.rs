@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Check, Condition, Fallback, NotifyProbe, Probe, ProbeKind, Restart};
+use super::{Check, Condition, Fallback, Limits, NotifyProbe, Probe, ProbeKind, Resources, Restart};
 use crate::meta::Metadata;
 use crate::quantity::Bytes;
 use crate::time::Span;
@@ -85,6 +85,9 @@ pub struct ProcessSpec {
     /// Exit codes that count as success; [0] unless given.
     #[serde(default = "success")]
     pub success_exit_codes: Vec<u8>,
+    /// What each instance may use of the machine; unlimited unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Box<Resources>>,
     /// How an instance is stopped.
     #[serde(default)]
     pub stop: Stop,
@@ -324,6 +327,11 @@ impl ProcessSpec {
         self.replicas.unwrap_or(1)
     }
 
+    /// The hard limits, if any.
+    pub fn limits(&self) -> Option<&Limits> {
+        self.resources.as_ref().map(|resources| &resources.limits).filter(|limits| !limits.is_empty())
+    }
+
     /// What an instance is made from: the spec without the number of copies.
     #[must_use]
     pub fn template(&self) -> Self {
@@ -373,6 +381,7 @@ impl ProcessSpec {
             user,
             group,
             driver,
+            resources,
             replicas: _,
             restart_policy: _,
             backoff: _,
@@ -396,6 +405,7 @@ impl ProcessSpec {
             ("spec.user", json(user)),
             ("spec.group", json(group)),
             ("spec.driver", json(driver)),
+            ("spec.resources.limits", resources.as_ref().map_or(serde_json::Value::Null, |it| it.restarting())),
             // Timing and targets of probes may change at any time; what is in the environment may not.
             ("spec.*Probe.notify", json(&self.notify())),
         ]

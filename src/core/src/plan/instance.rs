@@ -10,6 +10,7 @@ use crate::kinds::{
     Condition, EndCause, EndCount, Exit, ExitStatus, FallbackSince, HistoryEntry, Identity, Instance, InstanceStatus,
     Phase, ProbesStatus, RestartPolicy, Severity, StopReason, Stopping, Truth, Verdict, set_condition,
 };
+use crate::limits::{self, EnforcedLimit};
 use crate::plan::output::{self, Output};
 use crate::plan::{Note, health};
 use crate::time::{Span, Timestamp};
@@ -39,6 +40,8 @@ pub struct Observed {
     pub attempts: Vec<Attempt>,
     /// What custody says of the log.
     pub output: Output,
+    /// The generation whose limits custody was asked to put into effect last.
+    pub limited: u64,
 }
 
 /// One attempt in custody.
@@ -52,6 +55,17 @@ pub struct Attempt {
     pub started_at: Timestamp,
     /// What became of it.
     pub state: AttemptState,
+    /// The kernel killed it for want of memory.
+    pub oom_killed: bool,
+    /// What has become of the limits it was started with.
+    pub limits: Option<Box<[EnforcedLimit]>>,
+}
+
+impl Attempt {
+    /// One of which no process was made.
+    pub fn failed(number: u64, at: Timestamp, state: AttemptState) -> Self {
+        Self { number, identity: None, started_at: at, state, oom_killed: false, limits: None }
+    }
 }
 
 /// What became of an attempt.
@@ -116,6 +130,8 @@ pub enum StartErrorKind {
     BadUser,
     /// The machine has no more processes, memory or descriptors.
     ResourcesExhausted,
+    /// The kernel offers nothing to enforce a limit with that it may not run without.
+    LimitsNotEnforceable,
     /// Anything else.
     Other,
 }
@@ -130,6 +146,7 @@ impl StartErrorKind {
             Self::BadWorkingDirectory => "BadWorkingDirectory",
             Self::BadUser => "BadUser",
             Self::ResourcesExhausted => "ResourcesExhausted",
+            Self::LimitsNotEnforceable => "LimitsNotEnforceable",
             Self::Other => "StartFailed",
         }
     }
@@ -143,7 +160,7 @@ impl StartErrorKind {
             | Self::BadWorkingDirectory
             | Self::ResourcesExhausted
             | Self::Other => true,
-            Self::BadFormat | Self::BadUser => false,
+            Self::BadFormat | Self::BadUser | Self::LimitsNotEnforceable => false,
         }
     }
 }
@@ -164,6 +181,11 @@ pub enum Action {
         attempt: u64,
         /// Number of the signal.
         signal: i32,
+    },
+    /// Have other limits take effect on what runs.
+    Limit {
+        /// Of this attempt.
+        attempt: u64,
     },
     /// Kill every process of the tree.
     Kill {
@@ -294,10 +316,16 @@ impl Planner<'_> {
         if attempt.identity.is_some() {
             status.identity.clone_from(&attempt.identity);
         }
-        status.last_exit =
-            Some(Exit { attempt: attempt.number, status: exit.clone(), at, cause: None, severity: None });
+        status.last_exit = Some(Exit {
+            attempt: attempt.number,
+            status: exit.clone(),
+            at,
+            cause: None,
+            severity: None,
+            oom_killed: attempt.oom_killed,
+        });
         let stopping = status.stopping.take();
-        let (cause, severity, story) = judge(&exit, error, stopping.as_ref());
+        let (cause, severity, story) = judge(&exit, error, attempt.oom_killed, stopping.as_ref());
         let asked = stopping.filter(|stopping| stopping.reason.is_asked());
         if let Some(stopping) = asked {
             self.enter_at(Phase::Stopped, stopping.reason.name(), story, at);
@@ -329,6 +357,8 @@ impl Planner<'_> {
     /// Policy: what follows an end that nobody asked for.
     fn ended_by_itself(&mut self, attempt: &Attempt, end: End<'_>) {
         let End { exit, cause, severity, at, error, story } = end;
+        // What was being stopped already had its reason before.
+        let oom_killed = attempt.oom_killed && severity == Severity::Emergency;
         let template = &self.instance.spec.template;
         let policy = template.restart_policy;
         // What was stopped because it did not work has failed, whatever it says in the end.
@@ -344,6 +374,7 @@ impl Planner<'_> {
             (_, Some(error)) => error.kind.reason(),
             (EndCause::Crash | EndCause::ExecFailure, None) if success => "Completed",
             (EndCause::Crash | EndCause::ExecFailure, None) => "Crashed",
+            (EndCause::Resource, None) if oom_killed => "OOMKilled",
             (EndCause::Startup | EndCause::Liveness | EndCause::Resource, None) => StopReason::of(cause).name(),
         };
         let note = if success { Note::normal(reason, story.clone()) } else { Note::warning(reason, story.clone()) };
@@ -427,10 +458,40 @@ impl Planner<'_> {
             (Want::Run, _) if self.is_restart_due() => Some(StopReason::Restarted),
             (Want::Run, _) => self.verdict(attempt).map(|verdict| StopReason::of(verdict.cause)),
         };
+        self.report_limits(attempt);
         if self.plan.status.stopping.is_some() || reason.is_some() {
             self.stop(attempt, reason);
         } else {
+            self.limit(attempt);
             self.run();
+        }
+    }
+
+    /// Publishes which limits are enforced, and by what.
+    fn report_limits(&mut self, attempt: &Attempt) {
+        let conditions = &mut self.plan.status.conditions;
+        let Some(wanted) = self.instance.spec.template.limits() else {
+            if attempt.limits.is_none() {
+                conditions.retain(|condition| condition.kind != limits::CONDITION);
+            }
+            return;
+        };
+        let condition = limits::condition(wanted, attempt.limits.as_deref().unwrap_or_default());
+        let before = conditions.iter().find(|other| other.kind == condition.kind).map(|other| other.status);
+        if condition.status != Truth::True && before != Some(condition.status) {
+            self.plan.notes.push(Note::warning("LimitsNotEnforced", condition.message.clone()));
+        }
+        set_condition(conditions, condition, self.now);
+    }
+
+    /// Has limits take effect that changed since this attempt was started.
+    fn limit(&mut self, attempt: &Attempt) {
+        let generation = self.instance.metadata.generation;
+        if let (Some(wanted), Some(known)) = (self.instance.spec.template.limits(), &attempt.limits)
+            && self.observed.limited != generation
+            && limits::differ(wanted, known)
+        {
+            self.plan.actions.push(Action::Limit { attempt: attempt.number });
         }
     }
 
@@ -564,8 +625,14 @@ impl Planner<'_> {
         }
         if status.pid.take().is_some() {
             let unknown = ExitStatus::Unknown("custody has no record of it".to_owned());
-            status.last_exit =
-                Some(Exit { attempt: status.attempt, status: unknown, at: self.now, cause: None, severity: None });
+            status.last_exit = Some(Exit {
+                attempt: status.attempt,
+                status: unknown,
+                at: self.now,
+                cause: None,
+                severity: None,
+                oom_killed: false,
+            });
         }
     }
 
@@ -741,10 +808,19 @@ fn count_end(status: &mut InstanceStatus, own: Option<EndCause>, failed: u32) ->
 }
 
 /// Why an attempt ended, how bad that is, and the whole story; as if nobody had asked for it.
-fn judge(exit: &ExitStatus, error: Option<&StartError>, stopping: Option<&Stopping>) -> (EndCause, Severity, String) {
+fn judge(
+    exit: &ExitStatus,
+    error: Option<&StartError>,
+    oom_killed: bool,
+    stopping: Option<&Stopping>,
+) -> (EndCause, Severity, String) {
     let story = describe(exit);
     if let Some(verdict) = stopping.and_then(|stopping| stopping.verdict.as_deref()) {
         return (verdict.cause, verdict.severity, format!("{}; {story}", verdict.message));
+    }
+    if oom_killed {
+        let story = format!("killed by the kernel: it needed more memory than its limit; {story}");
+        return (EndCause::Resource, Severity::Emergency, story);
     }
     let cause = if error.is_some() { EndCause::ExecFailure } else { EndCause::Crash };
     let severity = match exit {

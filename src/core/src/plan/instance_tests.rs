@@ -56,6 +56,7 @@ struct World {
     told: Vec<(&'static str, Timestamp)>,
     signals: Vec<i32>,
     kills: u32,
+    limited: Vec<u64>,
     removed: bool,
 }
 
@@ -71,6 +72,7 @@ impl World {
             told: Vec::new(),
             signals: Vec::new(),
             kills: 0,
+            limited: Vec::new(),
             removed: false,
         }
     }
@@ -106,7 +108,13 @@ impl World {
                     identity: Some(identity),
                     started_at: self.now,
                     state: AttemptState::Running,
+                    oom_killed: false,
+                    limits: None,
                 });
+            }
+            Action::Limit { attempt } => {
+                self.observed.limited = self.instance.metadata.generation;
+                self.limited.push(attempt);
             }
             Action::Signal { attempt, signal } => {
                 self.observed.signalled = Some(attempt);
@@ -406,6 +414,62 @@ fn ends_have_a_cause_and_a_severity() {
 }
 
 #[test]
+fn what_the_kernel_killed_for_want_of_memory_says_so() {
+    let mut world = World::new(&json!({"resources": {"limits": {"memory": "64Mi"}}}));
+    world.settle();
+    world.observed.attempts[0].oom_killed = true;
+    world.end(ExitStatus::Signal(9));
+    assert_eq!(world.phase(), (Phase::Backoff, "OOMKilled"));
+    assert!(world.instance.status.message.contains("more memory than its limit"), "{}", world.instance.status.message);
+    let exit = world.instance.status.last_exit.clone().unwrap();
+    assert_eq!((exit.cause, exit.severity), (Some(EndCause::Resource), Some(Severity::Emergency)));
+    assert!(exit.oom_killed && world.notes.contains(&"OOMKilled"));
+}
+
+#[test]
+fn another_value_of_a_limit_takes_effect_on_what_runs_and_another_limit_restarts() {
+    use crate::kinds::LimitKind;
+    let enforced =
+        |kind, value, by: Result<&str, &str>| EnforcedLimit { kind, value, by: by.map(Into::into).map_err(Into::into) };
+    let limits = |limits: serde_json::Value| template(&json!({"resources": {"limits": limits}}));
+    let mut world = World::new(&json!({"resources": {"limits": {"memory": "64Mi", "nice": 5}}}));
+    world.settle();
+    let condition = |world: &World| {
+        let conditions = &world.instance.status.conditions;
+        conditions.iter().find(|condition| condition.kind == limits::CONDITION).map(|it| (it.status, it.reason.clone()))
+    };
+    assert_eq!(condition(&world), Some((Truth::False, "NotEnforced".to_owned())));
+    assert!(world.notes.contains(&"LimitsNotEnforced"));
+    let nice = enforced(LimitKind::Nice, 5, Ok("setpriority"));
+    world.observed.attempts[0].limits =
+        Some(Box::new([enforced(LimitKind::Memory, 64 << 20, Ok("cgroup v1")), nice.clone()]));
+    world.settle();
+    assert_eq!(condition(&world), Some((Truth::True, "Enforced".to_owned())));
+
+    world.instance.spec.template = limits(json!({"memory": "128Mi", "nice": 5}));
+    assert_eq!(world.instance.spec.template.revision(), world.instance.spec.revision);
+    world.instance.metadata.generation += 1;
+    world.settle();
+    assert_eq!((&*world.limited, condition(&world).unwrap().0), (&[1][..], Truth::False));
+    // Asked once, whatever comes of it.
+    world.observed.attempts[0].limits =
+        Some(Box::new([enforced(LimitKind::Memory, 128 << 20, Err("busy")), nice.clone()]));
+    world.settle();
+    assert_eq!((world.limited.len(), condition(&world).unwrap().1), (1, "PartlyEnforced".to_owned()));
+    world.observed.attempts[0].limits = Some(Box::new([enforced(LimitKind::Memory, 128 << 20, Ok("cgroup v1")), nice]));
+    world.settle();
+    assert_eq!(condition(&world).unwrap().0, Truth::True);
+
+    for changed in [json!({"memory": "128Mi", "nice": 6}), json!({"memory": "128Mi"}), json!({"nice": 5, "cpu": 1})] {
+        assert_ne!(limits(changed.clone()).revision(), world.instance.spec.revision, "{changed}");
+    }
+    world.instance.spec.template = template(&json!({}));
+    world.observed.attempts[0].limits = None;
+    world.settle();
+    assert_eq!(condition(&world), None);
+}
+
+#[test]
 fn a_corrected_spec_is_tried_at_once() {
     let mut world = World::new(&json!({}));
     world.settle();
@@ -545,6 +609,8 @@ fn restarts_are_those_that_happened() {
     let end = |number| Attempt {
         number,
         state: AttemptState::Ended { status: ExitStatus::Code(1), at: world.now, reboot: false },
+        oom_killed: false,
+        limits: None,
         ..running[0].clone()
     };
     let known = InstanceStatus { attempt: 1, ..InstanceStatus::default() };

@@ -82,8 +82,14 @@ impl World {
         let asked = instance.spec.stopped_at.is_some();
         let status = &mut instance.status;
         status.ended_attempt = 1;
-        status.last_exit =
-            Some(Exit { attempt: 1, status: ExitStatus::Code(code), at: now, cause: None, severity: None });
+        status.last_exit = Some(Exit {
+            attempt: 1,
+            status: ExitStatus::Code(code),
+            at: now,
+            cause: None,
+            severity: None,
+            oom_killed: false,
+        });
         status.phase = if asked || code == 0 { Phase::Stopped } else { Phase::Failed };
         status.done = !asked;
         self.settle()

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use ostler_core::kinds::{ExitStatus, Identity};
+use ostler_core::kinds::{ExitStatus, Identity, LimitKind};
+use ostler_core::limits::EnforcedLimit;
 use ostler_core::plan::instance::{Attempt, AttemptState};
 use ostler_core::plan::output::Output;
 use ostler_core::{Kind, Timestamp};
@@ -72,6 +73,7 @@ impl<D: Driver> Controller<D> {
             observed.starting = None;
             observed.signalled = None;
             observed.killed = None;
+            observed.limited = 0;
             observed.attempts.clear();
             entry.forget.clear();
         }
@@ -205,6 +207,31 @@ fn exit_status(exit: Option<&wire::Exit>) -> ExitStatus {
     }
 }
 
+/// Whether the end of a leader was one for want of memory: the kernel killed it, or it says that of its child.
+fn oom_killed(exit: &wire::Exit) -> bool {
+    const KILLED_BY_SHELL: i32 = 128 + 9;
+    exit.oom_kills > 0
+        && match &exit.status {
+            Some(wire::exit::Status::Signal(signal)) => *signal == 9,
+            Some(wire::exit::Status::Code(code)) => *code == KILLED_BY_SHELL,
+            Some(wire::exit::Status::Unknown(_)) | None => true,
+        }
+}
+
+fn enforced(told: &wire::Enforcement) -> Option<EnforcedLimit> {
+    let kind = match told.limit() {
+        wire::Limit::Memory => LimitKind::Memory,
+        wire::Limit::Cpu => LimitKind::Cpu,
+        wire::Limit::Processes => LimitKind::Processes,
+        wire::Limit::IoWeight => LimitKind::IoWeight,
+        wire::Limit::OpenFiles => LimitKind::OpenFiles,
+        wire::Limit::Nice => LimitKind::Nice,
+        wire::Limit::Unspecified => return None,
+    };
+    let by = if told.by.is_empty() { Err(told.why_not.as_str().into()) } else { Ok(told.by.as_str().into()) };
+    Some(EnforcedLimit { kind, value: told.value, by })
+}
+
 /// The planner's view of a state.
 pub(crate) fn attempt(state: &wire::State, now: Timestamp) -> Option<Attempt> {
     static BOOT: OnceLock<String> = OnceLock::new();
@@ -231,5 +258,12 @@ pub(crate) fn attempt(state: &wire::State, now: Timestamp) -> Option<Attempt> {
         wire::Phase::Unspecified => return None,
     };
     let started_at = if state.started_at == 0 { at } else { Timestamp::from_nanos(state.started_at) };
-    Some(Attempt { number: state.attempt, identity, started_at, state: verdict })
+    Some(Attempt {
+        number: state.attempt,
+        identity,
+        started_at,
+        state: verdict,
+        oom_killed: exit.is_some_and(oom_killed),
+        limits: (!state.limits.is_empty()).then(|| state.limits.iter().filter_map(enforced).collect()),
+    })
 }

@@ -80,9 +80,14 @@ impl<D: Driver> Controller<D> {
                 }
                 Err(error) => {
                     let state = AttemptState::FailedToStart(error);
-                    self.put_attempt(id, Attempt { number: attempt, identity: None, started_at: now, state });
+                    self.put_attempt(id, Attempt::failed(attempt, now, state));
                 }
             },
+            Action::Limit { attempt } => {
+                entry.observed.limited = entry.object.metadata.generation;
+                let limits = spawn::limits(&entry.object.spec.template);
+                self.driver.submit(wire::SetLimits { id: uid, attempt, limits }.into());
+            }
             Action::Signal { attempt, signal } => {
                 entry.observed.signalled = Some(attempt);
                 self.driver.submit(wire::Signal { id: uid, attempt, signal, tree: true }.into());

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use ostler_core::usage::{History, Io, Usage};
+use ostler_core::usage::{History, Io, Network, Usage};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::oneshot;
 
@@ -166,6 +166,9 @@ const SLOTS: usize = 40;
 /// What costs more is read at every sixth sample.
 const THOROUGH: u8 = 6;
 
+/// Whether it has a network namespace of its own, twice in sixty.
+const NETWORK: u8 = 60;
+
 /// A tree, and the files about it that are held open.
 struct Tracked {
     target: Target,
@@ -174,17 +177,17 @@ struct Tracked {
     /// Has it groups below its own?
     is_nested: bool,
     procs: Held,
-    cpu: Held,
     stats: Vec<(i32, Held)>,
     /// CPU time and moment that the next rate is counted from.
     base: Option<(u64, Instant)>,
     cpu_time: u64,
+    /// CPU time of its group beyond that of its living processes, nanoseconds, when that was compared last.
+    gone: i64,
 }
 
 impl Tracked {
     fn close(&mut self, budget: &Budget) {
         self.procs.close(budget);
-        self.cpu.close(budget);
         for (_, stat) in &mut self.stats {
             stat.close(budget);
         }
@@ -298,10 +301,10 @@ impl Worker {
             count: 0,
             is_nested: false,
             procs: Held::default(),
-            cpu: Held::default(),
             stats: Vec::new(),
             base: None,
             cpu_time: 0,
+            gone: 0,
         };
         self.tracked.insert(id, tracked);
     }
@@ -321,9 +324,9 @@ impl Worker {
     /// Takes a sample; false when the instance is not tracked.
     fn sample(&mut self, id: &Id, thorough: bool) -> bool {
         let Some(mut tracked) = self.tracked.remove(id) else { return false };
-        let thorough = thorough || tracked.count % THOROUGH == 0;
-        tracked.count = (tracked.count + 1) % THOROUGH;
+        let thorough = thorough || tracked.count.is_multiple_of(THOROUGH);
         self.look(id, &mut tracked, thorough);
+        tracked.count = (tracked.count + 1) % NETWORK;
         self.tracked.insert(Arc::clone(id), tracked);
         true
     }
@@ -369,15 +372,17 @@ impl Worker {
         });
         stats.shrink_to(stats.len());
         tracked.stats = stats;
-        let exact = if tracked.target.cgroup.is_empty() {
-            None
-        } else {
-            let path =
-                if tracked.cpu.is_open() { String::new() } else { format!("{}/cpu.stat", tracked.target.cgroup) };
-            tracked.cpu.read(&path, &mut self.buffer, &self.budget).ok().and_then(read::parse_cpu_stat)
-        };
-        // A process that nobody collected took its time with it.
-        tracked.cpu_time = tracked.cpu_time.max(exact.unwrap_or(ticks * self.tick));
+        let living = ticks * self.tick;
+        if thorough && !tracked.target.cgroup.is_empty() {
+            // What was used by processes that nobody collected, which took their time with them.
+            let path = format!("{}/cpu.stat", tracked.target.cgroup);
+            let exact = read::open_file(&path)
+                .and_then(|file| read::read_all(&file, &mut self.buffer).map(read::parse_cpu_stat));
+            if let Ok(Some(exact)) = exact {
+                tracked.gone = exact.cast_signed() - living.cast_signed();
+            }
+        }
+        tracked.cpu_time = tracked.cpu_time.max(living.saturating_add_signed(tracked.gone));
         let cpu = self.rate(tracked, instant);
         let mut usage = Usage {
             at: wall(),
@@ -404,8 +409,15 @@ impl Worker {
         if !thorough {
             usage.open_files = sample.usage.open_files;
             usage.io = sample.usage.io;
-            usage.network = sample.usage.network;
         }
+        usage.network = match sample.usage.network {
+            // A program can enter another namespace, but hardly ever does after its beginning.
+            Network::Unsupported if !thorough || tracked.count >= 2 * THOROUGH => Network::Unsupported,
+            Network::Counted { .. } if !thorough => sample.usage.network,
+            Network::Unknown | Network::Unsupported | Network::Counted { .. } => {
+                read::network(tracked.target.pid, self.own_network)
+            }
+        };
         // Storage traffic of processes that are gone stays in the sum.
         usage.io = later(sample.usage.io, usage.io);
         sample.history.push(usage.at, usage.cpu.unwrap_or(0), usage.rss);
@@ -485,7 +497,6 @@ impl Worker {
             }
         }
         usage.io = io;
-        usage.network = read::network(tracked.target.pid, self.own_network);
     }
 
     fn pss(&mut self, id: &Id) -> Option<u64> {
@@ -512,8 +523,6 @@ fn later(before: Option<Io>, now: Option<Io>) -> Option<Io> {
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command};
-
-    use ostler_core::usage::Network;
 
     use super::*;
 

@@ -7,7 +7,7 @@ pub struct Request {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Command {
-    #[prost(oneof = "command::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "command::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub kind: ::core::option::Option<command::Kind>,
 }
 /// Nested message and enum types in `Command`.
@@ -36,6 +36,8 @@ pub mod command {
         LogPolicy(super::LogPolicy),
         #[prost(message, tag = "11")]
         Postpone(super::Postpone),
+        #[prost(message, tag = "12")]
+        SetLimits(super::SetLimits),
     }
 }
 /// One packet from the keeper to the controller.
@@ -44,14 +46,14 @@ pub struct Reports {
     #[prost(message, repeated, tag = "1")]
     pub reports: ::prost::alloc::vec::Vec<Report>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Report {
     #[prost(oneof = "report::Kind", tags = "1, 2, 3, 4, 5, 6")]
     pub kind: ::core::option::Option<report::Kind>,
 }
 /// Nested message and enum types in `Report`.
 pub mod report {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
         #[prost(message, tag = "1")]
         Hello(super::Hello),
@@ -138,6 +140,8 @@ pub struct Spawn {
     pub log_dir: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "16")]
     pub log: ::core::option::Option<LogSettings>,
+    #[prost(message, optional, tag = "17")]
+    pub limits: ::core::option::Option<Limits>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Rlimit {
@@ -148,6 +152,55 @@ pub struct Rlimit {
     pub soft: u64,
     #[prost(uint64, tag = "3")]
     pub hard: u64,
+}
+/// What the whole tree may use. What is absent is not limited.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Limits {
+    /// bytes
+    #[prost(uint64, optional, tag = "1")]
+    pub memory: ::core::option::Option<u64>,
+    /// thousandths of a core
+    #[prost(uint32, optional, tag = "2")]
+    pub cpu: ::core::option::Option<u32>,
+    /// processes and threads
+    #[prost(uint32, optional, tag = "3")]
+    pub processes: ::core::option::Option<u32>,
+    /// share of storage, 1 to 10000, 100 is the default
+    #[prost(uint32, optional, tag = "4")]
+    pub io_weight: ::core::option::Option<u32>,
+    /// of each process
+    #[prost(uint32, optional, tag = "5")]
+    pub open_files: ::core::option::Option<u32>,
+    /// -20 to 19
+    #[prost(sint32, optional, tag = "6")]
+    pub nice: ::core::option::Option<i32>,
+    /// fail the start when one of them cannot be enforced
+    #[prost(bool, tag = "7")]
+    pub required: bool,
+}
+/// What has become of one limit.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Enforcement {
+    #[prost(enumeration = "Limit", tag = "1")]
+    pub limit: i32,
+    #[prost(int64, tag = "2")]
+    pub value: i64,
+    /// "cgroup v2", "cgroup v1", "rlimit", "setpriority"; empty: by nothing
+    #[prost(string, tag = "3")]
+    pub by: ::prost::alloc::string::String,
+    /// why this value is not enforced; `value` is then the one that was asked for
+    #[prost(string, tag = "4")]
+    pub why_not: ::prost::alloc::string::String,
+}
+/// Changes the limits of a running attempt that has groups for them.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetLimits {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub attempt: u64,
+    #[prost(message, optional, tag = "3")]
+    pub limits: ::core::option::Option<Limits>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogSettings {
@@ -262,7 +315,7 @@ pub struct UpgradeFailed {
     #[prost(string, tag = "1")]
     pub why: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct State {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
@@ -299,6 +352,9 @@ pub struct State {
     /// absolute path of the attempt's cgroup, if any
     #[prost(string, tag = "15")]
     pub cgroup: ::prost::alloc::string::String,
+    /// the limits that were asked for, and what has become of each
+    #[prost(message, repeated, tag = "16")]
+    pub limits: ::prost::alloc::vec::Vec<Enforcement>,
 }
 /// What makes a process itself and no other.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -318,6 +374,9 @@ pub struct Exit {
     pub at: i64,
     #[prost(bool, tag = "5")]
     pub core_dumped: bool,
+    /// processes of the tree that the kernel killed for want of memory, as far as it counts them
+    #[prost(uint32, tag = "6")]
+    pub oom_kills: u32,
     #[prost(oneof = "exit::Status", tags = "1, 2, 3")]
     pub status: ::core::option::Option<exit::Status>,
 }
@@ -420,19 +479,19 @@ pub struct LogState {
     pub blocked_errno: i32,
 }
 /// One record of the keeper's journal: u32 length, u32 CRC-32 of the record, record; little endian.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JournalRecord {
     #[prost(oneof = "journal_record::Kind", tags = "1, 2, 3, 4")]
     pub kind: ::core::option::Option<journal_record::Kind>,
 }
 /// Nested message and enum types in `JournalRecord`.
 pub mod journal_record {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
         /// written before anything is created; repeated for the same attempt when its log settings change
         #[prost(message, tag = "1")]
         Intent(super::Intent),
-        /// written as soon as the process exists
+        /// written as soon as the process exists; repeated when its limits change
         #[prost(message, tag = "2")]
         Started(super::Started),
         #[prost(message, tag = "3")]
@@ -458,8 +517,11 @@ pub struct Intent {
     /// absolute path of the attempt's cgroup; empty: none
     #[prost(string, tag = "7")]
     pub cgroup: ::prost::alloc::string::String,
+    /// absolute paths of further groups, of cgroup v1 controllers
+    #[prost(string, repeated, tag = "8")]
+    pub limit_groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Started {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
@@ -474,6 +536,9 @@ pub struct Started {
     pub stdout_inode: u64,
     #[prost(uint64, tag = "6")]
     pub stderr_inode: u64,
+    /// repeated with other limits when they change
+    #[prost(message, repeated, tag = "7")]
+    pub limits: ::prost::alloc::vec::Vec<Enforcement>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ended {
@@ -518,7 +583,7 @@ pub struct Upgraded {
     #[prost(int32, tag = "9")]
     pub controller_pidfd: i32,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeldAttempt {
     #[prost(message, optional, tag = "1")]
     pub intent: ::core::option::Option<Intent>,
@@ -543,6 +608,47 @@ pub struct HeldAttempt {
     /// the controller has the descriptors
     #[prost(bool, tag = "10")]
     pub reported: bool,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Limit {
+    Unspecified = 0,
+    Memory = 1,
+    Cpu = 2,
+    Processes = 3,
+    IoWeight = 4,
+    OpenFiles = 5,
+    Nice = 6,
+}
+impl Limit {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LIMIT_UNSPECIFIED",
+            Self::Memory => "LIMIT_MEMORY",
+            Self::Cpu => "LIMIT_CPU",
+            Self::Processes => "LIMIT_PROCESSES",
+            Self::IoWeight => "LIMIT_IO_WEIGHT",
+            Self::OpenFiles => "LIMIT_OPEN_FILES",
+            Self::Nice => "LIMIT_NICE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LIMIT_UNSPECIFIED" => Some(Self::Unspecified),
+            "LIMIT_MEMORY" => Some(Self::Memory),
+            "LIMIT_CPU" => Some(Self::Cpu),
+            "LIMIT_PROCESSES" => Some(Self::Processes),
+            "LIMIT_IO_WEIGHT" => Some(Self::IoWeight),
+            "LIMIT_OPEN_FILES" => Some(Self::OpenFiles),
+            "LIMIT_NICE" => Some(Self::Nice),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::cgroup::Root;
 use crate::logs::Stream;
 use crate::wire::{
-    Ended, Exit, HeldAttempt, Identity, Intent, LogSettings, LogState, Phase, SpawnError, Started, State,
+    Ended, Enforcement, Exit, HeldAttempt, Identity, Intent, LogSettings, LogState, Phase, SpawnError, Started, State,
 };
 
 /// Where an attempt is in its life.
@@ -29,6 +29,15 @@ pub(super) enum Tree {
     },
     /// Session, parentage and the environment marker; processes once recognised, with their start times.
     Marker { members: Vec<(i32, u64)> },
+}
+
+/// The limits of an attempt.
+#[derive(Debug, Default)]
+pub(super) struct Limited {
+    /// Further groups of the same name, in the hierarchies of cgroup v1 controllers.
+    pub(super) beside: Vec<Rc<Root>>,
+    /// What has become of each limit.
+    pub(super) enforced: Vec<Enforcement>,
 }
 
 /// A Kill under way.
@@ -58,6 +67,7 @@ pub(super) struct Attempt {
     pub(super) pipes: [Option<OwnedFd>; 2],
     pub(super) inodes: [u64; 2],
     pub(super) tree: Tree,
+    pub(super) limited: Option<Box<Limited>>,
     pub(super) kill: Option<Kill>,
     /// When to look at the tree, or to kill again.
     pub(super) check_at: Option<Instant>,
@@ -140,7 +150,12 @@ impl Attempt {
             has_stdout: false,
             has_stderr: false,
             cgroup: self.cgroup(),
+            limits: self.enforced(),
         }
+    }
+
+    fn enforced(&self) -> Vec<Enforcement> {
+        self.limited.as_ref().map_or_else(Vec::new, |limited| limited.enforced.clone())
     }
 
     pub(super) fn intent(&self, log_dir: &str, settings: LogSettings) -> Intent {
@@ -152,7 +167,13 @@ impl Attempt {
             log: Some(settings),
             boot_id: self.boot_id.to_string(),
             cgroup: self.cgroup(),
+            limit_groups: self.limit_groups(),
         }
+    }
+
+    fn limit_groups(&self) -> Vec<String> {
+        let roots = self.limited.iter().flat_map(|limited| &limited.beside);
+        roots.map(|root| root.path.join(self.token()).display().to_string()).collect()
     }
 
     pub(super) fn started(&self) -> Option<Started> {
@@ -163,6 +184,7 @@ impl Attempt {
             at: self.started_at,
             stdout_inode: self.inodes[0],
             stderr_inode: self.inodes[1],
+            limits: self.enforced(),
         })
     }
 

@@ -81,6 +81,7 @@ impl Keeper {
                 Some(Kind::Handoff(handoff)) => self.take_over(&handoff, fds),
                 Some(Kind::HandoffDone(_)) => self.finish_handoff(),
                 Some(Kind::LogPolicy(policy)) => self.set_log_policy(&policy),
+                Some(Kind::SetLimits(limits)) => self.set_limits(&limits),
                 Some(Kind::Postpone(postpone)) => {
                     let seconds = Duration::from_secs(u64::from(postpone.seconds));
                     self.terminate_by = self.terminate_by.map(|_| Instant::now() + seconds);
@@ -165,6 +166,9 @@ impl Keeper {
                 attempt.is_forgotten = true;
                 waits_for_disk = attempt.has_pipes();
                 if let Tree::Group { root, .. } = &attempt.tree {
+                    self.chores.push_back(Chore::Group { root: root.clone(), name: attempt.token(), tries: 0 });
+                }
+                for root in attempt.limited.iter().flat_map(|limited| &limited.beside) {
                     self.chores.push_back(Chore::Group { root: root.clone(), name: attempt.token(), tries: 0 });
                 }
             }

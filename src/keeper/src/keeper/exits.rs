@@ -87,7 +87,8 @@ impl Keeper {
     }
 
     /// The leader has exited: reads what it wrote, looks for survivors, records and reports.
-    pub(super) fn on_exit(&mut self, number: u32, exit: Exit) {
+    pub(super) fn on_exit(&mut self, number: u32, mut exit: Exit) {
+        exit.oom_kills = self.oom_kills(number);
         let Some(attempt) = self.attempts.get_mut(number) else {
             return;
         };

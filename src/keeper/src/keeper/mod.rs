@@ -6,6 +6,7 @@ mod chores;
 mod commands;
 mod controller;
 mod exits;
+mod limiting;
 mod output;
 mod recover;
 mod spawn;
@@ -24,6 +25,7 @@ use rustix::event::{Timespec, epoll};
 
 use crate::cgroup::{self, Found, Root, Version};
 use crate::journal::Journal;
+use crate::limits::Controllers;
 use crate::logs::Log;
 use crate::slab::Slab;
 use crate::sys::launch::{Join, Launcher, Program};
@@ -110,6 +112,7 @@ pub(crate) struct Keeper {
     journal: Journal,
     journal_retry: Option<Instant>,
     trees: Found,
+    controllers: Controllers,
     /// Roots of attempts that were started with another one, by path.
     other_roots: Vec<Rc<Root>>,
 
@@ -155,6 +158,7 @@ impl Keeper {
         let signals = sys::take_over_signals().map_err(system("take over signals"))?;
         let mut launcher = Launcher::new(sys::ignored_signals()).map_err(system("prepare to start processes"))?;
         let trees = cgroup::find(setup.cgroups, &state_dir, |root| try_out(&mut launcher, root))?;
+        let controllers = Controllers::new(setup.cgroups, trees.root.clone(), cgroup::directory_name(&state_dir));
         let epoll =
             epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| system("create an epoll set")(errno.into()))?;
         let keeper = Self {
@@ -174,6 +178,7 @@ impl Keeper {
             journal,
             journal_retry: None,
             trees,
+            controllers,
             other_roots: Vec::new(),
             attempts: Slab::new(),
             by_pid: HashMap::new(),
@@ -328,6 +333,9 @@ impl Keeper {
         if let Some(root) = &self.trees.root {
             root.remove_if_unused();
         }
+        for root in self.controllers.beside_roots() {
+            root.remove_if_unused();
+        }
         code
     }
 }
@@ -375,6 +383,7 @@ fn enter(launcher: &mut Launcher, root: &Root, name: &str) -> io::Result<()> {
         stdout: null.as_fd(),
         stderr: null.as_fd(),
         join,
+        also: &[],
         dies_with_keeper_before_exec: true,
     });
     match outcome {

@@ -159,7 +159,8 @@ impl Keeper {
             log: intent.log,
             ..Spawn::default()
         };
-        let attempt = self.new_attempt(&spawn, root);
+        let mut attempt = self.new_attempt(&spawn, root);
+        attempt.limited = self.limited_of(intent);
         self.hold(attempt)
     }
 
@@ -182,6 +183,7 @@ impl Keeper {
 
     /// Groups that the journal knows nothing of, because it was lost: whatever lives in them is still ours.
     fn recover_unrecorded_groups(&mut self) {
+        self.sweep_limit_groups();
         let Some(root) = self.trees.root.clone() else {
             return;
         };
@@ -201,6 +203,7 @@ impl Keeper {
                         log: None,
                         boot_id: self.boot_id.to_string(),
                         cgroup: root.path.join(&name).display().to_string(),
+                        limit_groups: Vec::new(),
                     };
                     let number = self.hold_recovered(&intent, Some(root.clone()));
                     self.journal.note(intent);
@@ -407,6 +410,9 @@ pub(super) fn set_started(attempt: &mut Attempt, started: &Started) {
     attempt.start_time = identity.start_time;
     attempt.started_at = started.at;
     attempt.inodes = [started.stdout_inode, started.stderr_inode];
+    if !started.limits.is_empty() {
+        attempt.limited.get_or_insert_default().enforced.clone_from(&started.limits);
+    }
 }
 
 #[cfg(test)]

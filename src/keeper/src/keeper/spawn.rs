@@ -14,7 +14,8 @@ use std::rc::Rc;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::Keeper;
-use super::attempt::{Attempt, Life, Tree, token};
+use super::attempt::{Attempt, Life, Limited, Tree, token};
+use super::limiting::{Planned, Process};
 use crate::cgroup::{Root, Version};
 use crate::sys::launch::{Join, Launched, Limit, Program};
 use crate::wire::spawn_error::Stage;
@@ -35,7 +36,7 @@ struct Born {
     started_at: i64,
 }
 
-fn failure(stage: Stage, error: &io::Error, path: impl Into<String>) -> SpawnError {
+pub(super) fn failure(stage: Stage, error: &io::Error, path: impl Into<String>) -> SpawnError {
     SpawnError {
         stage: stage.into(),
         errno: error.raw_os_error().unwrap_or(libc::EINVAL),
@@ -84,6 +85,13 @@ impl Keeper {
         }
         let root = self.trees.root.clone();
         let name = token(&spawn.id, spawn.attempt);
+        let limited = match self.plan_limits(spawn) {
+            Ok(limited) => limited,
+            Err(error) => {
+                self.hold_failed(spawn, error);
+                return;
+            }
+        };
         let intent = Intent {
             id: spawn.id.clone(),
             attempt: spawn.attempt,
@@ -92,6 +100,7 @@ impl Keeper {
             log: spawn.log,
             boot_id: self.boot_id.to_string(),
             cgroup: root.as_ref().map_or_else(String::new, |root| root.path.join(&name).display().to_string()),
+            limit_groups: limited.iter().flat_map(|limited| limited.groups(&name)).collect(),
         };
         if let Err(error) = self.journal.append(intent) {
             let path = self.journal.path().display().to_string();
@@ -116,16 +125,17 @@ impl Keeper {
             }
         }
         fail::point("spawn-after-mkdir");
-        let born = match self.bear(spawn, root.as_deref(), &name) {
+        let born = match self.bear_limited(spawn, root.as_deref(), &name, limited) {
             Ok(born) => born,
-            Err(error) => {
-                if let Some(root) = root {
+            Err((error, beside)) => {
+                for root in root.into_iter().chain(beside) {
                     let _ = root.remove(&name);
                 }
                 self.hold_failed(spawn, error);
                 return;
             }
         };
+        let (born, limited) = born;
         fail::point("spawn-after-clone");
         let mut attempt = self.new_attempt(spawn, root);
         attempt.life = Life::Running;
@@ -137,6 +147,7 @@ impl Keeper {
         attempt.pidfd = Some(born.launched.pidfd);
         attempt.pipes = born.pipes.map(Some);
         attempt.inodes = born.inodes;
+        attempt.limited = limited;
         if let Some(started) = attempt.started() {
             self.journal.note(started);
         }
@@ -186,6 +197,7 @@ impl Keeper {
                 Some(root) => Tree::Group { root, events: None },
                 None => Tree::Marker { members: Vec::new() },
             },
+            limited: None,
             kill: None,
             check_at: None,
             check_every: 0,
@@ -220,9 +232,32 @@ impl Keeper {
         self.mark_dirty(number);
     }
 
+    /// Sets the limits, and makes the pipes and the process. With an error come the groups that were made for limits.
+    #[allow(clippy::type_complexity, reason = "used once, and every part is needed")]
+    fn bear_limited(
+        &mut self,
+        spawn: &Spawn,
+        root: Option<&Root>,
+        name: &str,
+        limited: Option<Planned>,
+    ) -> Result<(Born, Option<Box<Limited>>), (SpawnError, Vec<Rc<Root>>)> {
+        let Some(planned) = limited else {
+            return self
+                .bear(spawn, root, name, &Process::default())
+                .map(|born| (born, None))
+                .map_err(|why| (why, Vec::new()));
+        };
+        let beside = planned.beside.clone();
+        let with_groups = |error: SpawnError| (error, beside.clone());
+        let (limited, process) = planned.apply(name).map_err(with_groups)?;
+        let born = self.bear(spawn, root, name, &process).map_err(with_groups)?;
+        Ok((born, Some(Box::new(limited))))
+    }
+
     /// Makes the pipes and the process.
-    fn bear(&mut self, spawn: &Spawn, root: Option<&Root>, name: &str) -> Result<Born, SpawnError> {
-        let prepared = Prepared::new(spawn, self.workload_nofile)?;
+    fn bear(&mut self, spawn: &Spawn, root: Option<&Root>, name: &str, process: &Process) -> Result<Born, SpawnError> {
+        let prepared = Prepared::new(spawn, self.workload_nofile, process)?;
+        let also: Vec<_> = process.procs.iter().map(|procs| procs.as_fd()).collect();
         let pipe_failure = |error: io::Error| failure(Stage::Pipe, &error, "");
         let make_pipe = || -> io::Result<(OwnedFd, OwnedFd)> {
             let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
@@ -274,11 +309,12 @@ impl Keeper {
             umask: spawn.umask,
             limits: &prepared.limits,
             no_new_privileges: spawn.no_new_privileges,
-            nice: spawn.nice,
+            nice: process.nice.or(spawn.nice),
             oom_score_adj: spawn.oom_score_adj,
             stdout: stdout_end.as_fd(),
             stderr: stderr_end.as_fd(),
             join,
+            also: &also,
             dies_with_keeper_before_exec: !matches!(join, Join::Into(_)),
         };
         let started_at = sys::unix_nanos();
@@ -324,7 +360,7 @@ struct Prepared<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    fn new(spawn: &'a Spawn, nofile: (u64, u64)) -> Result<Self, SpawnError> {
+    fn new(spawn: &'a Spawn, nofile: (u64, u64), process: &Process) -> Result<Self, SpawnError> {
         let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
         let strings = |list: &[Vec<u8>]| -> Result<Vec<CString>, SpawnError> {
             list.iter()
@@ -368,6 +404,7 @@ impl<'a> Prepared<'a> {
                 soft: limit.soft,
                 hard: limit.hard,
             }))
+            .chain(process.open_files)
             .collect();
         Ok(Self { candidates, argv, env, working_dir, groups, limits })
     }
@@ -471,7 +508,7 @@ mod tests {
     fn names_are_looked_up_in_the_path_of_the_given_environment() {
         let mut spawn = spawn();
         spawn.env = vec![b"PATH=/a::b".to_vec(), b"OSTLER_ATTEMPT=forged".to_vec()];
-        let prepared = Prepared::new(&spawn, (1, 2)).unwrap();
+        let prepared = Prepared::new(&spawn, (1, 2), &Process::default()).unwrap();
         assert_eq!(prepared.candidates, [c"/a/x", c"./x", c"b/x"].map(CString::from));
         assert_eq!(prepared.env, [c"PATH=/a::b", c"OSTLER_ATTEMPT=abc-1.1"].map(CString::from));
     }

@@ -271,6 +271,7 @@ pub(super) fn resume(setup: Setup, state_dir: PathBuf, state: Upgraded, journal:
             ..Spawn::default()
         };
         let mut attempt = keeper.new_attempt(&spawn, root);
+        attempt.limited = keeper.limited_of(&intent);
         if *intent.boot_id != *attempt.boot_id {
             attempt.boot_id = intent.boot_id.as_str().into();
         }

@@ -57,6 +57,8 @@ pub(crate) struct Program<'a> {
     pub(crate) stdout: BorrowedFd<'a>,
     pub(crate) stderr: BorrowedFd<'a>,
     pub(crate) join: Join<'a>,
+    /// Further `cgroup.procs` that it writes itself into.
+    pub(crate) also: &'a [BorrowedFd<'a>],
     /// Kill the child should the keeper die before the child can be recognised as what it is.
     pub(crate) dies_with_keeper_before_exec: bool,
 }
@@ -97,6 +99,8 @@ struct Shared {
     slots: [RawFd; 3],
     shares_descriptors: bool,
     join_procs: RawFd,
+    also: *const RawFd,
+    also_count: usize,
     parent: i32,
     death_signal: bool,
     reset: *const i32,
@@ -173,6 +177,7 @@ impl Launcher {
         for (slot, fd) in [(1, program.stdout), (2, program.stderr)] {
             self.set_slot(slot, fd).map_err(|error| failed(Stage::Pipe, error))?;
         }
+        let also: Vec<RawFd> = program.also.iter().map(std::os::fd::AsRawFd::as_raw_fd).collect();
         let mut shared = Shared {
             candidates: candidates.as_ptr(),
             argv: argv.as_ptr(),
@@ -195,6 +200,8 @@ impl Launcher {
                 Join::Procs(procs) => procs.as_raw_fd(),
                 Join::Stay | Join::Into(_) => -1,
             },
+            also: also.as_ptr(),
+            also_count: also.len(),
             // SAFETY: getpid has no preconditions.
             parent: unsafe { libc::getpid() },
             death_signal: program.dies_with_keeper_before_exec,
@@ -357,6 +364,11 @@ extern "C" fn child(shared: *mut c_void) -> c_int {
             call!(shared, Cgroup, SYS_write, shared.join_procs, c"0".as_ptr(), 1);
         }
         index = 0;
+        while index < shared.also_count {
+            call!(shared, Cgroup, SYS_write, *shared.also.add(index), c"0".as_ptr(), 1);
+            index += 1;
+        }
+        index = 0;
         while index < shared.limit_count {
             let limit = &*shared.limits.add(index);
             let value = [limit.soft, limit.hard];
@@ -469,6 +481,7 @@ mod tests {
                 stdout: writer.as_fd(),
                 stderr: writer.as_fd(),
                 join: Join::Stay,
+                also: &[],
                 dies_with_keeper_before_exec: false,
             };
             let launched = launcher.launch(&program).unwrap();

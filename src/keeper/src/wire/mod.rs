@@ -37,7 +37,7 @@ macro_rules! kinds {
     };
 }
 
-kinds!(Command, command: Hello, Spawn, Signal, Kill, Forget, Upgrade, Shutdown, Handoff, HandoffDone, LogPolicy, Postpone);
+kinds!(Command, command: Hello, Spawn, Signal, Kill, Forget, Upgrade, Shutdown, Handoff, HandoffDone, LogPolicy, Postpone, SetLimits);
 kinds!(Report, report: Hello, State, SnapshotDone, Refused, Terminate, UpgradeFailed);
 kinds!(JournalRecord, journal_record: Intent, Started, Ended, Forgotten);
 
@@ -49,12 +49,12 @@ impl Exit {
         } else {
             (exit::Status::Signal(libc::WTERMSIG(status)), libc::WCOREDUMP(status))
         };
-        Self { status: Some(kind), at, core_dumped }
+        Self { status: Some(kind), at, core_dumped, oom_kills: 0 }
     }
 
     /// An exit nobody could see.
     pub fn unknown(why: impl Into<String>, at: i64) -> Self {
-        Self { status: Some(exit::Status::Unknown(why.into())), at, core_dumped: false }
+        Self { status: Some(exit::Status::Unknown(why.into())), at, core_dumped: false, oom_kills: 0 }
     }
 
     /// The exit code, when the process ended by itself.
