@@ -29,6 +29,11 @@ pub fn witness_binary() -> PathBuf {
     directory().join("witness")
 }
 
+/// The web server of this package.
+pub fn web_binary() -> PathBuf {
+    directory().join("web")
+}
+
 /// Where Cargo puts the programs: this test is in `deps` below it.
 fn directory() -> PathBuf {
     let test = std::env::current_exe().expect("/proc is mounted");

@@ -17,7 +17,7 @@ mod random;
 mod wait;
 pub mod witness;
 
-pub use binary::{ostler_binary, witness_binary};
+pub use binary::{ostler_binary, web_binary, witness_binary};
 pub use daemon::{Daemon, Instance, Output, Setup};
 pub use random::Random;
 pub use wait::{LIMIT, wait_until, wait_within};

@@ -49,6 +49,10 @@ fn applying_again_changes_nothing_and_editing_one_of_a_hundred_moves_only_its_pi
         let all = daemon.instances();
         (all.len() == 100 && all.iter().all(|it| it.pid().is_some())).then(|| pids(&daemon))
     });
+    wait_until("all rollouts to be complete", || {
+        let all = daemon.ok(&["get", "processes", "-o", "jsonpath={.items[*].status.currentRevision}"]);
+        (all.split_whitespace().count() == 100).then_some(())
+    });
     let settled = content(&daemon);
 
     let again = daemon.apply(&manifest::all(&objects));
@@ -100,6 +104,7 @@ fn bad_manifests_are_refused_with_their_place_and_change_nothing() {
     let daemon = Daemon::start();
     daemon.apply(&manifest::sleeper("good").to_string());
     let pid = daemon.running("good-0");
+    daemon.ok(&["rollout", "status", "process/good", "--timeout", "1m"]);
     let settled = content(&daemon);
     let head = "apiVersion: ostler.dev/v1\nkind: Process\nmetadata: {name: bad}\n";
     let level = |level: usize| {

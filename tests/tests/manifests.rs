@@ -71,6 +71,7 @@ fn every_example_has_a_test_and_is_valid() {
             "limited.yaml",
             "namespaces.yaml",
             "probes.yaml",
+            "rolling.yaml",
             "source",
             "web.yaml",
             "worker.yaml"
@@ -113,6 +114,20 @@ fn probes_hold_back_gate_and_find_out() {
     proc::signal(proc::identity(instance.pid().unwrap()).unwrap(), libc::SIGSTOP);
     daemon.instance_when("watched-0", "restarted", |it| it.last_exit()["cause"] == "Liveness");
     daemon.instance_when("watched-0", "back", |it| it.ready() && it.restarts() == 1);
+}
+
+#[test]
+fn rolling_is_replaced_with_one_more_meanwhile() {
+    let daemon = Daemon::start();
+    let file = manifests().join("rolling.yaml");
+    daemon.ok(&["apply", "--wait", "--timeout", "1m", "-f", file.to_str().unwrap()]);
+    let before: Vec<_> = running(&daemon, "default", "rolling", 4).iter().map(Instance::pid).collect();
+    daemon.ok(&["rollout", "restart", "process/rolling"]);
+    daemon.ok(&["rollout", "status", "process/rolling", "--timeout", "2m"]);
+    let after = running(&daemon, "default", "rolling", 4);
+    assert!(after.iter().all(|instance| !before.contains(&instance.pid())));
+    assert_serves(&after);
+    assert!(daemon.ok(&["rollout", "history", "process/rolling"]).contains("1          first version"));
 }
 
 #[test]

@@ -325,6 +325,11 @@ impl ostler_server::Ostler for Service {
         Err(not_found(&wanted.kind, &wanted.name))
     }
 
+    async fn rollout(&self, request: Request<v1::RolloutRequest>) -> Result<Response<v1::RolloutResponse>, Status> {
+        let wanted = request.into_inner().object.unwrap_or_default();
+        Err(not_found(&wanted.kind, &wanted.name))
+    }
+
     type LogsStream = Items<v1::LogChunk>;
 
     /// Seven bytes at a time, streams in turn.

@@ -136,6 +136,7 @@ async fn verb(ctx: &mut Ctx, command: Command) -> Result<Exit, Error> {
         Command::Start(args) => verbs::act::start(ctx, args).await,
         Command::Scale(args) => verbs::scale::run(ctx, args).await,
         Command::Sync(args) => verbs::sync::run(ctx, args).await,
+        Command::Rollout(args) => verbs::rollout::run(ctx, args).await,
         Command::Signal(args) => verbs::signal::run(ctx, args).await,
         Command::Top(args) => verbs::top::run(ctx, args).await,
         Command::Explain(args) => verbs::explain::run(ctx, &args),

@@ -162,6 +162,10 @@ impl Process {
         let is = |kind: &str, value: &str| {
             condition(conditions, kind).filter(|condition| condition.status.as_deref() == Some(value))
         };
+        let failed = is("Progressing", "False").and_then(|condition| condition.reason.clone());
+        if let Some(reason) = failed.filter(|reason| !reason.is_empty()) {
+            return reason;
+        }
         if is("Ready", "True").or_else(|| is("Available", "True")).is_some() {
             let wanted = self.spec.replicas.unwrap_or(1);
             let whole = status.updated_replicas.unwrap_or(wanted) >= wanted

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::kinds::{
     CronJob, EndCause, Job, JobSpec, Kind, LimitKind, Limits, Port, PortNumber, Process, ProcessSpec, Restart,
-    RestartPolicy, RetryBackoff, Source,
+    RestartPolicy, RetryBackoff, Source, Strategy,
 };
 use crate::meta::Metadata;
 use crate::schedule::Schedule;
@@ -210,6 +210,7 @@ fn spec(spec: &ProcessSpec, found: &mut Findings) {
         found.check(format!("spec.inheritEnv[{index}]"), name::variable(variable));
     }
     ports(spec, found);
+    update(spec, found);
     for (field, value) in [("user", &spec.user), ("group", &spec.group)] {
         if value.as_ref().is_some_and(|text| text.is_empty() || text.contains(['\0', ':'])) {
             found.add(format!("spec.{field}"), format!("must be the name or the number of a {field}"));
@@ -307,6 +308,34 @@ fn limits(limits: &Limits, found: &mut Findings) {
     }
 }
 
+fn update(spec: &ProcessSpec, found: &mut Findings) {
+    let update = &spec.update;
+    if update.strategy == Strategy::RollingUpdate && update.max_surge.is_zero() && update.max_unavailable.is_zero() {
+        found.add("spec.update.maxUnavailable", "must not be zero when maxSurge is: nothing could ever be replaced");
+    }
+    if update.strategy == Strategy::Recreate && !update.max_surge.is_zero() {
+        found.add("spec.update.maxSurge", "strategy Recreate stops all instances before it starts new ones");
+    }
+    let fixed = spec.ports.iter().any(|port| matches!(port.port, PortNumber::Fixed(_)));
+    if fixed && !update.max_surge.is_zero() {
+        found.add("spec.update.maxSurge", "an additional instance cannot share a fixed port; use port: auto");
+    }
+    for (field, amount) in [("maxSurge", update.max_surge), ("maxUnavailable", update.max_unavailable)] {
+        if amount.percent().is_some_and(|percent| percent > 100) {
+            found.add(format!("spec.update.{field}"), "at most 100%");
+        }
+    }
+    if update.max_surge.percent().is_none() && update.limits(1).0 > 10_000 {
+        found.add("spec.update.maxSurge", "at most 10000");
+    }
+    if update.progress_deadline <= update.min_ready {
+        found.add("spec.update.progressDeadline", format!("must be longer than minReady ({})", update.min_ready));
+    }
+    if spec.revision_history_limit.is_some_and(|limit| limit > 100) {
+        found.add("spec.revisionHistoryLimit", "at most 100");
+    }
+}
+
 fn reserved(variable: &str) -> bool {
     variable == "PORT" || variable.starts_with("PORT_") || variable.starts_with("OSTLER_")
 }
@@ -374,6 +403,8 @@ mod tests {
             "restart": {"severities": {"warning": 0.0}, "onCrash": {"factor": 0.1, "initial": "6m"}, "onStartup": {"max": "1s"}},
             "fallback": {"command": []}, "restartPolicy": "Never",
             "resources": {"limits": {"memory": "1Ki", "cpu": "1m", "processes": 0, "openFiles": 3, "ioWeight": 0, "nice": 20}},
+            "revisionHistoryLimit": 1000,
+            "update": {"maxSurge": "200%", "progressDeadline": "1s", "minReady": "1s"},
             "stop": {"signal": "SIGTREM"}, "logs": {"maxSize": 10, "maxFiles": 1}, "successExitCodes": [],
         }));
         assert_eq!(
@@ -387,6 +418,10 @@ mod tests {
                 "spec.ports[0].port",
                 "spec.ports[1].name",
                 "spec.ports[2].name",
+                "spec.update.maxSurge",
+                "spec.update.maxSurge",
+                "spec.update.progressDeadline",
+                "spec.revisionHistoryLimit",
                 "spec.backoff.factor",
                 "spec.backoff.jitter",
                 "spec.backoff.initial",

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
-use ostler_core::kinds::{Instance, Job, JobSpec, Namespace, PortNumber, Process, ProcessSpec, STOPPED_AT};
+use ostler_core::kinds::{Instance, Job, JobSpec, Namespace, PAUSED_AT, PortNumber, Process, ProcessSpec, STOPPED_AT};
 use ostler_core::object::{Applicable, decode, key};
 use ostler_core::plan::process::instance_name;
 use ostler_core::{Kind, Metadata};
@@ -245,7 +245,9 @@ impl Service {
         } else {
             BTreeMap::new()
         };
-        let causes = old.map(|old| new.spec.restart_causes(&old.spec)).unwrap_or_default();
+        let update = &new.spec.update;
+        let paused = update.paused || new.metadata.annotations.contains_key(PAUSED_AT);
+        let causes = old.filter(|_| !paused).map(|old| new.spec.restart_causes(&old.spec)).unwrap_or_default();
         let mut effects = Vec::new();
         let wanted = new.spec.replicas();
         for ordinal in 0..wanted {
@@ -256,7 +258,12 @@ impl Service {
                         if old.is_some() { format!("spec.replicas is now {wanted}") } else { "new process".to_owned() };
                     effects.push(Effect { kind: EffectKind::Start, instance, why });
                 }
-                Some(running) if !causes.is_empty() && running.spec.stopped_at.is_none() && !stopped => {
+                Some(running)
+                    if !causes.is_empty()
+                        && ordinal >= update.partition
+                        && running.spec.stopped_at.is_none()
+                        && !stopped =>
+                {
                     let why = format!("{} changed", causes.join(", "));
                     effects.push(Effect { kind: EffectKind::Restart, instance, why });
                 }

@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use crate::apply::{Applied, EffectKind, Outcome};
 use crate::error::{ApiError, Reason};
 use crate::logs::LogQuery;
+use crate::rollout::RolloutAction;
 use crate::select::{self, Selection};
 use crate::service::Service;
 use crate::{usage, watching};
@@ -323,6 +324,25 @@ impl Ostler for Service {
         let results = preview.results.into_iter().map(|result| applied(result, preview.revision)).collect();
         let deletes = preview.deletes.iter().map(|item| reference(item.kind, &item.namespace, &item.name)).collect();
         Ok(Response::new(v1::PreviewSourceResponse { results, deletes, refused: preview.refused }))
+    }
+
+    async fn rollout(&self, request: Request<v1::RolloutRequest>) -> Answer<v1::RolloutResponse> {
+        use v1::rollout_request::Action;
+        let request = request.into_inner();
+        let action = match request.action() {
+            Action::Pause => RolloutAction::Pause,
+            Action::Resume => RolloutAction::Resume,
+            Action::Undo => RolloutAction::Undo((request.to_revision != 0).then_some(request.to_revision)),
+            Action::Unspecified => return Err(ApiError::bad("an action is needed").into()),
+        };
+        let target = request.object.unwrap_or_default();
+        let kind = select::kind(&target.kind)?;
+        if kind != Kind::Process {
+            return Err(ApiError::bad(format!("a {kind} has no rollouts; name a process")).into());
+        }
+        let done = Service::rollout(self, &target.namespace, &target.name, action, request.dry_run).await?;
+        let object = Some(entry_object(&done.entry));
+        Ok(Response::new(v1::RolloutResponse { object, changed: done.changed, message: done.message }))
     }
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Answer<Self::LogsStream> {

@@ -9,6 +9,7 @@ mod error;
 pub mod grpc;
 mod logs;
 mod mutate;
+mod rollout;
 mod select;
 mod service;
 mod sources;

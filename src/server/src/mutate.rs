@@ -1,6 +1,8 @@
 //! Writes other than apply: delete, restart, stop, start, scale, signal.
 
-use ostler_core::kinds::{CronJob, Instance, Job, Namespace, NamespacePhase, Process, RESTARTED_AT, STOPPED_AT};
+use ostler_core::kinds::{
+    CronJob, Instance, Job, Namespace, NamespacePhase, PAUSED_AT, Process, RESTARTED_AT, STOPPED_AT,
+};
 use ostler_core::object::key;
 use ostler_core::{Kind, Metadata, validate};
 use ostler_engine::{Action, InstanceRef};
@@ -264,6 +266,12 @@ impl Service {
                             Reason::Conflict,
                             format!("process {:?} is being deleted", entry.key.name()),
                         ));
+                    }
+                    let paused = object.spec.update.paused || object.metadata.annotations.contains_key(PAUSED_AT);
+                    if action == Action::Restart && paused {
+                        let name = entry.key.name();
+                        return Err(ApiError::new(Reason::Conflict, format!("rollouts of {name:?} are paused"))
+                            .hint(format!("ostler rollout resume process/{name}, and try again")));
                     }
                     let annotations = &mut object.metadata.annotations;
                     let stopped = annotations.contains_key(STOPPED_AT);

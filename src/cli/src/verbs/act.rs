@@ -8,6 +8,7 @@ use ostler_rpc::v1::act_request::Action;
 use tokio::time::Instant;
 
 use crate::client::{Client, selector, show};
+use crate::conditions::Proving;
 use crate::ctx::Ctx;
 use crate::duration;
 use crate::error::Error;
@@ -205,18 +206,33 @@ async fn settle(
     }
     let mut watcher = Watcher::new(&ctx.settings, wanted);
     let mut waiting: BTreeMap<String, String> = BTreeMap::new();
+    let mut proving = Proving::default();
     let mut synced = false;
     while !synced || !waiting.is_empty() {
+        let next = async {
+            tokio::select! {
+                change = watcher.next() => change.map(Ok),
+                name = proving.next() => Ok(Err(name)),
+            }
+        };
         let change = match deadline {
-            None => watcher.next().await?,
-            Some(deadline) => match tokio::time::timeout_at(deadline, watcher.next()).await {
+            None => next.await?,
+            Some(deadline) => match tokio::time::timeout_at(deadline, next).await {
                 Ok(change) => change?,
                 Err(_) => return Err(Error::Timeout(format!("waiting for {}", list(&waiting)))),
             },
         };
+        let change = match change {
+            Ok(change) => change,
+            Err(name) => {
+                waiting.remove(&name);
+                continue;
+            }
+        };
         match change {
             Change::Synced => synced = true,
             Change::Gone(seen) => {
+                proving.forget(&seen.name);
                 waiting.remove(&seen.name);
             }
             Change::Present(seen) => {
@@ -225,7 +241,10 @@ async fn settle(
                     continue;
                 }
                 let failed = kind == Kind::Job && instance.phase() == "Failed";
-                if failed || done(action, &instance, before.get(&seen.name).copied()) {
+                let done = done(action, &instance, before.get(&seen.name).copied());
+                let object: serde_json::Value = serde_json::from_slice(&seen.json)?;
+                let proven = if action == Action::Stop { done } else { proving.see(&seen.name, &object, done) };
+                if failed || proven {
                     waiting.remove(&seen.name);
                 } else if action == Action::Stop && instance.phase() == "Stuck" {
                     return Err(Error::failed(

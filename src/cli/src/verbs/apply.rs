@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::client::{Client, selector, show};
-use crate::conditions::settled;
+use crate::conditions::{Progress, Proving, progress, settled};
 use crate::ctx::Ctx;
 use crate::documents::{FileArgs, encode, locate};
 use crate::duration;
@@ -138,35 +138,47 @@ pub(crate) async fn wait_ready(ctx: &mut Ctx, answer: &v1::ApplyResponse, timeou
         let wanted = v1::Selector { names: pending.iter().cloned().collect(), ..selector(kind, &namespace) };
         let (what, goal) = if kind == Kind::Job { ("job", "complete") } else { ("process", "ready") };
         let mut watcher = Watcher::new(&ctx.settings, wanted);
+        let mut proving = Proving::default();
         while !pending.is_empty() {
             let names = pending.iter().cloned().collect::<Vec<_>>().join(", ");
             ctx.progress(&format!("waiting for {names}"))?;
-            let change = match deadline {
-                None => watcher.next().await?,
-                Some(deadline) => tokio::time::timeout_at(deadline, watcher.next()).await.map_err(|_| {
+            let next = async {
+                tokio::select! {
+                    change = watcher.next() => change.map(Ok),
+                    name = proving.next() => Ok(Err(name)),
+                }
+            };
+            let next = match deadline {
+                None => next.await?,
+                Some(deadline) => tokio::time::timeout_at(deadline, next).await.map_err(|_| {
                     Error::Timeout(format!("waiting for {names} to be {goal}; see ostler describe {what}/NAME"))
                 })??,
             };
-            match change {
-                Change::Present(seen) => {
-                    let met = if kind == Kind::Job {
-                        let job: views::Job = views::parse(&seen.json)?;
-                        if let Some(reason) = job.failure().filter(|_| pending.contains(&seen.name)) {
-                            let hint = format!("see ostler logs job/{0} and ostler describe job/{0}", seen.name);
-                            return Err(Error::failed(format!("job/{} failed: {reason}", seen.name), hint));
-                        }
-                        job.is_complete()
-                    } else {
-                        settled(&serde_json::from_slice::<Value>(&seen.json)?)
-                    };
-                    if met && pending.remove(&seen.name) {
-                        ctx.line(format_args!("{what}/{} {goal}", seen.name))?;
+            let met = match next {
+                Err(name) => Some(name),
+                Ok(Change::Present(seen)) if !pending.contains(&seen.name) => None,
+                Ok(Change::Present(seen)) if kind == Kind::Job => {
+                    let job: views::Job = views::parse(&seen.json)?;
+                    if let Some(reason) = job.failure() {
+                        let hint = format!("see ostler logs job/{0} and ostler describe job/{0}", seen.name);
+                        return Err(Error::failed(format!("job/{} failed: {reason}", seen.name), hint));
                     }
+                    job.is_complete().then_some(seen.name)
                 }
-                Change::Gone(seen) if pending.contains(&seen.name) => {
+                Ok(Change::Present(seen)) => {
+                    let object: Value = serde_json::from_slice(&seen.json)?;
+                    if let Progress::Failed(message) = progress(&object) {
+                        return Err(Error::failed(message, format!("see ostler describe process/{}", seen.name)));
+                    }
+                    proving.see(&seen.name, &object, settled(&object)).then_some(seen.name)
+                }
+                Ok(Change::Gone(seen)) if pending.contains(&seen.name) => {
                     return Err(Error::failed(format!("{what}/{} was deleted meanwhile", seen.name), ""));
                 }
-                Change::Gone(_) | Change::Synced => {}
+                Ok(Change::Gone(_) | Change::Synced) => None,
+            };
+            if let Some(name) = met.filter(|name| pending.remove(name)) {
+                ctx.line(format_args!("{what}/{name} {goal}"))?;
             }
         }
     }

@@ -12,6 +12,7 @@ pub(crate) mod get;
 pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod logs;
+pub(crate) mod rollout;
 pub(crate) mod scale;
 pub(crate) mod serve;
 pub(crate) mod shutdown;

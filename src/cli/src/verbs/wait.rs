@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::client::{Client, selector};
-use crate::conditions::For;
+use crate::conditions::{For, Proving};
 use crate::ctx::Ctx;
 use crate::duration;
 use crate::error::Error;
@@ -107,13 +107,25 @@ impl Wait<'_> {
         let mut watcher = Watcher::new(&ctx.settings, wanted);
         let mut synced = false;
         let mut existing = BTreeSet::new();
+        let mut proving = Proving::default();
+        // Whoever looks once takes it as it is.
+        let proves = self.what.is_readiness() && !args.timeout.is_zero();
         while !synced || !self.pending.is_empty() {
-            match watcher.next().await? {
+            let change = tokio::select! {
+                change = watcher.next() => change?,
+                name = proving.next() => {
+                    self.met(ctx, &name)?;
+                    continue;
+                }
+            };
+            match change {
                 Change::Present(seen) => {
                     let object: Value = serde_json::from_slice(&seen.json)?;
                     existing.insert(seen.name.clone());
                     let open = self.pending.contains(&seen.name) || (!synced && self.target.names.is_empty());
-                    if open && self.what.met(&object) {
+                    let met = open && self.what.met(&object);
+                    let met = if proves { proving.see(&seen.name, &object, met) } else { met };
+                    if met {
                         self.met(ctx, &seen.name)?;
                     } else if open {
                         self.pending.insert(seen.name.clone());
@@ -122,6 +134,7 @@ impl Wait<'_> {
                 }
                 Change::Gone(seen) => {
                     existing.remove(&seen.name);
+                    proving.forget(&seen.name);
                     if self.pending.contains(&seen.name) {
                         match self.what {
                             For::Delete => self.met(ctx, &seen.name)?,

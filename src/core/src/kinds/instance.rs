@@ -51,6 +51,9 @@ pub struct InstanceSpec {
     /// A start was asked for at this time: it clears backoff, retries and the circuit breaker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
+    /// Stopped until every instance of another revision is: the strategy is Recreate.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub held: bool,
     /// The port numbers it keeps, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<String, u16>,

@@ -10,6 +10,7 @@ mod process;
 mod resources;
 mod restart;
 mod source;
+mod update;
 
 use std::fmt;
 
@@ -36,6 +37,7 @@ pub use source::{
     ALLOW_PRUNE, DeletionLimit, HealthState, SOURCE, SYNC_REQUESTED_AT, Share, Source, SourceRevision, SourceSpec,
     SourceStatus, SyncState, WATCHED, WAVE,
 };
+pub use update::{Amount, CHANGE_CAUSE, PAUSED_AT, PastRevision, Percent, Rollout, Strategy, Update};
 
 pub use restart::{Fallback, Profile, Restart, RestartOverride, Severities};
 

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Check, Condition, Fallback, Limits, NotifyProbe, Probe, ProbeKind, Resources, Restart};
+use super::{
+    Check, Condition, Fallback, Limits, NotifyProbe, PastRevision, Probe, ProbeKind, Resources, Restart, Rollout,
+    Update,
+};
 use crate::meta::Metadata;
 use crate::quantity::Bytes;
 use crate::time::Span;
@@ -109,6 +112,13 @@ pub struct ProcessSpec {
     /// What runs the command.
     #[serde(default)]
     pub driver: Driver,
+    /// How a change that needs new processes reaches the instances; left out: one after the other, each when the one
+    /// before is available.
+    #[serde(default, skip_serializing_if = "Update::is_default")]
+    pub update: Update,
+    /// How many earlier revisions are kept for `ostler rollout undo`, 0 to 100; 10 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision_history_limit: Option<u32>,
 }
 
 fn success() -> Vec<u8> {
@@ -299,7 +309,7 @@ fn json(value: &impl Serialize) -> serde_json::Value {
 }
 
 /// What does run.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ProcessStatus {
@@ -309,16 +319,35 @@ pub struct ProcessStatus {
     pub replicas: u32,
     /// Of these: ready.
     pub ready_replicas: u32,
-    /// Of these: ready, and so counted on.
+    /// Of these: ready for as long as `update.minReady`, and so counted on.
     pub available_replicas: u32,
     /// Of these: made from the current spec.
     pub updated_replicas: u32,
     /// Hash of what an instance is made from.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub revision: String,
+    /// The number of that revision: revisions of a process are counted from 1.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub revision_number: u64,
+    /// The revision that was last rolled out completely.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub current_revision: String,
+    /// Why the present revision was declared: the annotation kubernetes.io/change-cause.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub change_cause: String,
+    /// The rollout that is not complete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Box<Rollout>>,
+    /// Earlier revisions, the oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub revisions: Vec<PastRevision>,
     /// Ready, Available, Progressing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl ProcessSpec {
@@ -332,10 +361,26 @@ impl ProcessSpec {
         self.resources.as_ref().map(|resources| &resources.limits).filter(|limits| !limits.is_empty())
     }
 
-    /// What an instance is made from: the spec without the number of copies.
+    /// What an instance is made from: the spec without what concerns all copies together.
     #[must_use]
     pub fn template(&self) -> Self {
-        Self { replicas: None, ..self.clone() }
+        Self { replicas: None, update: Update::default(), revision_history_limit: None, ..self.clone() }
+    }
+
+    /// This spec with the template of an earlier revision.
+    #[must_use]
+    pub fn with_template(&self, template: &Self) -> Self {
+        Self {
+            replicas: self.replicas,
+            update: self.update.clone(),
+            revision_history_limit: self.revision_history_limit,
+            ..template.clone()
+        }
+    }
+
+    /// How many earlier revisions are kept.
+    pub fn revision_history_limit(&self) -> usize {
+        self.revision_history_limit.unwrap_or(10) as usize
     }
 
     /// One of the probes.
@@ -394,6 +439,8 @@ impl ProcessSpec {
             readiness_probe: _,
             liveness_probe: _,
             logs: _,
+            update: _,
+            revision_history_limit: _,
         } = self;
         vec![
             ("spec.command", json(command)),

@@ -258,7 +258,8 @@ impl Planner<'_> {
         self.record_ends();
         let want = if self.instance.metadata.is_deleting() {
             Want::Gone
-        } else if self.instance.spec.stopped_at.is_some() || self.observed.shutdown.is_some() {
+        } else if self.instance.spec.stopped_at.is_some() || self.instance.spec.held || self.observed.shutdown.is_some()
+        {
             Want::Stop
         } else {
             Want::Run
@@ -451,8 +452,9 @@ impl Planner<'_> {
         self.take_probes(attempt);
         let reason = match (want, &attempt.state) {
             (Want::Gone, _) => Some(StopReason::Deleted),
-            (Want::Stop, _) if self.instance.spec.stopped_at.is_none() => Some(StopReason::Shutdown),
-            (Want::Stop, _) => Some(StopReason::Stopped),
+            (Want::Stop, _) if self.instance.spec.stopped_at.is_some() => Some(StopReason::Stopped),
+            (Want::Stop, _) if self.instance.spec.held => Some(StopReason::Replaced),
+            (Want::Stop, _) => Some(StopReason::Shutdown),
             (Want::Run, AttemptState::LeaderExited { .. }) => Some(StopReason::LeaderExited),
             (Want::Run, _) if self.is_outdated() || self.is_over_fallback() => Some(StopReason::Replaced),
             (Want::Run, _) if self.is_restart_due() => Some(StopReason::Restarted),
@@ -651,6 +653,14 @@ impl Planner<'_> {
                 self.forgive();
                 let message = self.plan.status.message.clone();
                 self.enter(Phase::Stopped, "Stopped", message);
+            }
+            Want::Stop if self.instance.spec.held => {
+                self.forgive();
+                self.enter(
+                    Phase::Stopped,
+                    StopReason::Replaced.name(),
+                    "until all of the old revision are stopped".to_owned(),
+                );
             }
             // What waits or gave up goes on with that when the daemon is back.
             Want::Stop => {}

@@ -36,6 +36,7 @@ fn instance(more: &serde_json::Value) -> Instance {
             stopped_at: None,
             restarted_at: None,
             started_at: None,
+            held: false,
             ports: std::collections::BTreeMap::new(),
             template,
         },

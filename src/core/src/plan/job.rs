@@ -289,6 +289,7 @@ impl Planner<'_> {
             stopped_at: None,
             restarted_at: None,
             started_at: None,
+            held: false,
             ports: std::collections::BTreeMap::new(),
             template: Arc::new(template.clone()),
         }

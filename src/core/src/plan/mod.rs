@@ -9,6 +9,7 @@ pub mod instance;
 pub mod job;
 pub mod output;
 pub mod process;
+mod rollout;
 
 use crate::kinds::EventType;
 

@@ -7,7 +7,7 @@ use ostler_core::kinds::{ExitStatus, Identity, LimitKind};
 use ostler_core::limits::EnforcedLimit;
 use ostler_core::plan::instance::{Attempt, AttemptState};
 use ostler_core::plan::output::Output;
-use ostler_core::{Kind, Timestamp};
+use ostler_core::{Kind, Metadata, Timestamp};
 use ostler_keeper::wire;
 use tracing::{debug, error, info, warn};
 
@@ -174,6 +174,14 @@ impl<D: Driver> Controller<D> {
         for note in notes {
             info!(instance = %id, reason = note.reason, message = note.message, "event");
             self.recorder.record(Kind::Instance, &entry.object.metadata, note, now);
+        }
+    }
+
+    /// Events of a process likewise.
+    pub(crate) fn tell_of_process(&mut self, process: &Metadata, notes: Vec<ostler_core::plan::Note>, now: Timestamp) {
+        for note in notes {
+            info!(process = process.name, reason = note.reason, message = note.message, "event");
+            self.recorder.record(Kind::Process, process, note, now);
         }
     }
 }

@@ -37,6 +37,9 @@ impl<D: Driver> Controller<D> {
             .filter(|instance| instance.object.metadata.labels != object.metadata.labels)
             .map(|instance| id(&instance.object.metadata.namespace, &instance.object.metadata.name))
             .collect();
+        if let Some(at) = plan.wake_at {
+            self.queue.add_at(Request::Process(process_id.clone()), at);
+        }
         let ports = !object.spec.ports.is_empty();
         self.create(Kind::Process, &object.metadata, ports, plan.create, now);
         self.update(&object, plan.update);
@@ -50,10 +53,12 @@ impl<D: Driver> Controller<D> {
                 self.writer.mark(&id);
             }
         }
-        let Some(entry) = self.world.processes.get_mut(process_id) else { return };
-        if entry.writing {
+        if self.world.processes.get(process_id).is_none_or(|entry| entry.writing) {
             return;
         }
+        // Each is told once: with the status that remembers it.
+        self.tell_of_process(&object.metadata, plan.notes, now);
+        let Some(entry) = self.world.processes.get_mut(process_id) else { return };
         let store_key = key(Kind::Process, &object.metadata.namespace, &object.metadata.name).into();
         let expect = Expect::Revision(entry.revision);
         if plan.remove {

@@ -275,8 +275,15 @@ impl World {
     /// Moves every time that decides something by what the clock was set.
     pub(crate) fn shift(&mut self, micros: i64) {
         let shift = |at: &mut Timestamp| *at = Timestamp::from_micros(at.as_micros().saturating_add(micros));
+        for entry in self.processes.values_mut() {
+            // Stored with the next change of the status.
+            entry.object.status.rollout.iter_mut().filter_map(|it| it.progressed_at.as_mut()).for_each(shift);
+        }
         for entry in self.instances.values_mut() {
-            let InstanceStatus { next_start_at, breaker, stopping, started_at, .. } = &mut entry.object.status;
+            let InstanceStatus { next_start_at, breaker, stopping, started_at, conditions, .. } =
+                &mut entry.object.status;
+            // How long it has been ready decides whether it is available.
+            conditions.iter_mut().filter_map(|it| it.last_transition_time.as_mut()).for_each(shift);
             next_start_at.iter_mut().for_each(shift);
             started_at.iter_mut().for_each(shift);
             breaker.open_until.iter_mut().for_each(shift);

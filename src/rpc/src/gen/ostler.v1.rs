@@ -430,6 +430,75 @@ pub struct PreviewSourceResponse {
     pub refused: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RolloutRequest {
+    #[prost(enumeration = "rollout_request::Action", tag = "1")]
+    pub action: i32,
+    #[prost(message, optional, tag = "2")]
+    pub object: ::core::option::Option<Reference>,
+    /// For UNDO; 0: the revision before the present one, or the one that an automatic rollback returned to.
+    #[prost(uint64, tag = "3")]
+    pub to_revision: u64,
+    /// Decide and report, change nothing.
+    #[prost(bool, tag = "4")]
+    pub dry_run: bool,
+}
+/// Nested message and enum types in `RolloutRequest`.
+pub mod rollout_request {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Action {
+        Unspecified = 0,
+        Pause = 1,
+        Resume = 2,
+        /// Makes the spec that of an earlier revision; replicas, update and revisionHistoryLimit stay.
+        Undo = 3,
+    }
+    impl Action {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "ACTION_UNSPECIFIED",
+                Self::Pause => "ACTION_PAUSE",
+                Self::Resume => "ACTION_RESUME",
+                Self::Undo => "ACTION_UNDO",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "ACTION_UNSPECIFIED" => Some(Self::Unspecified),
+                "ACTION_PAUSE" => Some(Self::Pause),
+                "ACTION_RESUME" => Some(Self::Resume),
+                "ACTION_UNDO" => Some(Self::Undo),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RolloutResponse {
+    #[prost(message, optional, tag = "1")]
+    pub object: ::core::option::Option<Object>,
+    #[prost(bool, tag = "2")]
+    pub changed: bool,
+    /// "paused", "already paused", "rolled back to revision 2"
+    #[prost(string, tag = "3")]
+    pub message: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogsRequest {
     #[prost(string, tag = "1")]
     pub namespace: ::prost::alloc::string::String,
@@ -1012,6 +1081,28 @@ pub mod ostler_client {
                 .insert(GrpcMethod::new("ostler.v1.Ostler", "PreviewSource"));
             self.inner.unary(req, path, codec).await
         }
+        /// Pauses or resumes the rollouts of a Process, or returns it to an earlier revision.
+        pub async fn rollout(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RolloutRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RolloutResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ostler.v1.Ostler/Rollout");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ostler.v1.Ostler", "Rollout"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Raw output of an instance.
         pub async fn logs(
             &mut self,
@@ -1218,6 +1309,11 @@ pub mod ostler_server {
             tonic::Response<super::PreviewSourceResponse>,
             tonic::Status,
         >;
+        /// Pauses or resumes the rollouts of a Process, or returns it to an earlier revision.
+        async fn rollout(
+            &self,
+            request: tonic::Request<super::RolloutRequest>,
+        ) -> std::result::Result<tonic::Response<super::RolloutResponse>, tonic::Status>;
         /// Server streaming response type for the Logs method.
         type LogsStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::LogChunk, tonic::Status>,
@@ -1756,6 +1852,49 @@ pub mod ostler_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = PreviewSourceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ostler.v1.Ostler/Rollout" => {
+                    #[allow(non_camel_case_types)]
+                    struct RolloutSvc<T: Ostler>(pub Arc<T>);
+                    impl<T: Ostler> tonic::server::UnaryService<super::RolloutRequest>
+                    for RolloutSvc<T> {
+                        type Response = super::RolloutResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RolloutRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Ostler>::rollout(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RolloutSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
