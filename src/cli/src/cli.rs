@@ -67,6 +67,7 @@ impl Global {
             server: self.server,
             request_timeout: Some(self.request_timeout).filter(|limit| !limit.is_zero()),
             verbose: self.verbose,
+            traceparent: None,
         }
     }
 }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use hyper_util::rt::TokioIo;
 use ostler_rpc::v1::{self, ostler_client::OstlerClient};
 use tokio::net::UnixStream;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::ctx::Settings;
@@ -27,10 +29,26 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// Enough for logs to flow at full speed and for a thousand objects to come without waiting for an acknowledgement.
 const WINDOW: u32 = 4 << 20;
 
+/// A channel whose calls go on with the trace of this command.
+pub(crate) type Traced = InterceptedService<Channel, Context>;
+
+/// Puts a W3C trace context into the metadata of calls.
+#[derive(Clone)]
+pub(crate) struct Context(Option<String>);
+
+impl Interceptor for Context {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        if let Some(context) = self.0.as_deref().and_then(|text| text.parse().ok()) {
+            request.metadata_mut().insert("traceparent", context);
+        }
+        Ok(request)
+    }
+}
+
 /// A connected client; clones share the connection.
 #[derive(Clone)]
 pub(crate) struct Client {
-    pub(crate) api: OstlerClient<Channel>,
+    pub(crate) api: OstlerClient<Traced>,
     timeout: Option<Duration>,
 }
 
@@ -75,7 +93,7 @@ impl Client {
             .initial_connection_window_size(WINDOW)
             .initial_stream_window_size(WINDOW)
             .connect_with_connector_lazy(connector);
-        let api = OstlerClient::new(channel)
+        let api = OstlerClient::new(InterceptedService::new(channel, Context(settings.traceparent.clone())))
             .max_decoding_message_size(ostler_rpc::MAX_MESSAGE)
             .max_encoding_message_size(ostler_rpc::MAX_MESSAGE);
         Ok(Client { api, timeout: settings.request_timeout })

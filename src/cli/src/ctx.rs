@@ -31,6 +31,8 @@ pub(crate) struct Settings {
     /// For calls that answer once; unset: no limit.
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) verbose: u8,
+    /// The trace that this command belongs to, as W3C has it.
+    pub(crate) traceparent: Option<String>,
 }
 
 impl Settings {

@@ -30,7 +30,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory as _, FromArgMatches as _};
 
 pub use ctx::default_state_dir;
 pub use verbs::serve::{Cgroups, OnShutdown, ServeArgs};
@@ -40,6 +40,7 @@ use cli::{Cli, Command};
 use ctx::{Ctx, Terminal};
 use error::Error;
 use exit::Exit;
+use ostler_telemetry::CommandTrace;
 
 /// What the binary does for the command line, because the command line does not link the engine.
 pub trait Host {
@@ -54,15 +55,19 @@ pub trait Host {
 /// Exit codes: 0 done; 1 failed (`diff`: there are differences); 2 wrong usage (`diff`: failed); 3 no daemon; 4 timed
 /// out; 130 interrupted.
 pub fn run(args: impl Iterator<Item = OsString>, host: &dyn Host) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches_from(args).and_then(|matches| {
+        let verb = matches.subcommand_name().unwrap_or_default().to_owned();
+        Ok((verb, Cli::from_arg_matches(&matches)?))
+    });
+    let (verb, cli) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
             // Nobody is left to tell when even this cannot be written.
             let _ = error.print();
             return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
         }
     };
-    let settings = cli.global.settings();
+    let mut settings = cli.global.settings();
     // Serving and repairing build their own runtime.
     let command = match cli.command {
         Command::Serve(args) => return host.serve(args.resolve(settings.state_dir)),
@@ -79,11 +84,14 @@ pub fn run(args: impl Iterator<Item = OsString>, host: &dyn Host) -> ExitCode {
             return Exit::Failure.into();
         }
     };
+    let trace = CommandTrace::begin(&verb, env!("CARGO_PKG_VERSION"));
+    settings.traceparent = trace.context();
     let out = io::BufWriter::with_capacity(64 << 10, io::stdout().lock());
     let mut ctx = Ctx::new(settings, Terminal::detect(), Box::new(out), Box::new(io::stderr()));
     let exit = runtime.block_on(dispatch(&mut ctx, command));
     // A watch or a follower that still has a task must not hold the process up.
     runtime.shutdown_background();
+    trace.end(!matches!(exit, Exit::Ok));
     exit.into()
 }
 

@@ -44,11 +44,17 @@ pub(crate) fn limits(spec: &ProcessSpec) -> Option<wire::Limits> {
     })
 }
 
-/// The command that starts `attempt` of an instance, or why that is impossible.
-pub(crate) fn command(instance: &Instance, attempt: u64, now: Timestamp) -> Result<wire::Spawn, StartError> {
+/// The command that starts `attempt` of an instance, or why that is impossible. `traceparent` is for the process' own
+/// spans.
+pub(crate) fn command(
+    instance: &Instance,
+    attempt: u64,
+    now: Timestamp,
+    traceparent: Option<String>,
+) -> Result<wire::Spawn, StartError> {
     let spec = &instance.spec.template;
     let identity = identity(spec).map_err(|message| StartError { kind: StartErrorKind::BadUser, message, at: now })?;
-    let env = environment(instance, &identity);
+    let env = environment(instance, &identity, traceparent);
     let lookup = |name: &str| env.get(name).cloned();
     let words: Vec<&String> = match &spec.fallback {
         Some(fallback) if instance.status.fallback.is_some() => fallback.command.iter().collect(),
@@ -94,7 +100,7 @@ pub(crate) fn surroundings(instance: &Instance) -> Result<Surroundings, String> 
     }
     let identity = identity(spec)?;
     Ok(Surroundings {
-        env: environment(instance, &identity),
+        env: environment(instance, &identity, None),
         working_dir: if spec.working_dir.is_empty() { "/".into() } else { spec.working_dir.clone().into() },
         uid: identity.switch.then_some(identity.uid),
         gid: identity.switch.then_some(identity.gid),
@@ -195,7 +201,7 @@ fn nameless(uid: Uid) -> User {
 
 /// The whole environment. Later entries win: what everybody gets, what is taken from the daemon, what Ostler sets, what
 /// the manifest says.
-fn environment(instance: &Instance, identity: &Identity) -> BTreeMap<String, String> {
+fn environment(instance: &Instance, identity: &Identity, traceparent: Option<String>) -> BTreeMap<String, String> {
     let spec = &instance.spec;
     let mut env = BTreeMap::new();
     let mut set = |name: &str, value: String| env.insert(name.to_owned(), value);
@@ -220,6 +226,10 @@ fn environment(instance: &Instance, identity: &Identity) -> BTreeMap<String, Str
     };
     set("OSTLER_NAMESPACE", instance.metadata.namespace.clone());
     set("OSTLER_ORDINAL", spec.ordinal.to_string());
+    if let Some(traceparent) = traceparent {
+        set("TRACEPARENT", traceparent);
+    }
+    set("OTEL_RESOURCE_ATTRIBUTES", resource_attributes(instance));
     for (index, port) in spec.template.ports.iter().enumerate() {
         let Some(number) = spec.ports.get(&port.name) else { continue };
         if index == 0 {
@@ -232,6 +242,18 @@ fn environment(instance: &Instance, identity: &Identity) -> BTreeMap<String, Str
         env.insert(variable.name.clone(), value);
     }
     env
+}
+
+/// Names the instance in what its process tells of itself by OpenTelemetry. Names and uids need no escaping.
+fn resource_attributes(instance: &Instance) -> String {
+    let metadata = &instance.metadata;
+    format!(
+        "service.name={},service.namespace={},service.instance.id={},ostler.instance={}",
+        instance.spec.owner(),
+        metadata.namespace,
+        metadata.uid,
+        metadata.name
+    )
 }
 
 /// Why the keeper could not start a process, in words and by kind.
@@ -309,6 +331,7 @@ mod tests {
             })),
             7,
             Timestamp::default(),
+            Some("00-a-b-01".to_owned()),
         )
         .unwrap();
         let argv: Vec<_> = spawn.argv.iter().map(|word| std::str::from_utf8(word).unwrap()).collect();
@@ -316,6 +339,11 @@ mod tests {
         let env = env(&spawn);
         assert_eq!((env["PORT_HTTP"].as_str(), env["PORT_ADMIN_UI"].as_str()), ("20001", "20002"));
         assert_eq!((env["OSTLER_ORDINAL"].as_str(), env["OSTLER_PROCESS"].as_str()), ("1", "web"));
+        assert_eq!(env["TRACEPARENT"], "00-a-b-01");
+        assert_eq!(
+            env["OTEL_RESOURCE_ATTRIBUTES"],
+            "service.name=web,service.namespace=default,service.instance.id=u,ostler.instance=web-1"
+        );
         assert_eq!(spawn.log_dir, "logs/default/web-1");
     }
 
@@ -323,16 +351,17 @@ mod tests {
     fn nothing_of_our_own_environment_leaks_unless_named() {
         // Cargo sets this for tests.
         assert!(std::env::var("CARGO_MANIFEST_DIR").is_ok());
-        let plain = command(&instance(&json!({"command": ["x"]})), 1, Timestamp::default()).unwrap();
+        let plain = command(&instance(&json!({"command": ["x"]})), 1, Timestamp::default(), None).unwrap();
         assert!(!env(&plain).contains_key("CARGO_MANIFEST_DIR"));
         let named = json!({"command": ["x"], "inheritEnv": ["CARGO_MANIFEST_DIR", "NOT_SET_ANYWHERE"]});
-        let named = env(&command(&instance(&named), 1, Timestamp::default()).unwrap());
+        let named = env(&command(&instance(&named), 1, Timestamp::default(), None).unwrap());
         assert!(named.contains_key("CARGO_MANIFEST_DIR") && !named.contains_key("NOT_SET_ANYWHERE"));
     }
 
     #[test]
     fn an_unknown_user_is_a_start_error() {
-        let error = command(&instance(&json!({"command": ["x"], "user": "no-such-user"})), 1, Timestamp::default());
+        let error =
+            command(&instance(&json!({"command": ["x"], "user": "no-such-user"})), 1, Timestamp::default(), None);
         assert_eq!(error.unwrap_err().kind, StartErrorKind::BadUser);
     }
 

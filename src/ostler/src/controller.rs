@@ -1,7 +1,7 @@
 //! The controller's process: wires store, driver, controller and API together.
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal as _};
+use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,7 +15,6 @@ use ostler_keeper::wire;
 use ostler_server::{Daemon, Service, grpc};
 use ostler_store::{DiskStore, OpenError, Store};
 use tracing::{error, info};
-use tracing_subscriber::EnvFilter;
 
 use crate::flags::{Missing, Received, Shared};
 use crate::{VERSION, story};
@@ -39,6 +38,8 @@ enum Failed {
     Sources { message: String, hint: Option<String> },
     #[error("cannot start threads")]
     Threads(#[source] io::Error),
+    #[error(transparent)]
+    Telemetry(#[from] ostler_telemetry::Error),
 }
 
 /// Runs the controller for the keeper that started this process.
@@ -59,14 +60,21 @@ fn begin(flags: &Received) -> Result<(), Failed> {
     let shared = flags.shared()?;
     let socket = flags.fd("keeper-fd")?;
     let lock = flags.fd("lock-fd")?;
-    observe(&shared.log);
-    let store = Arc::new(DiskStore::open(&ostler_store::Options::new(shared.state_dir.join("store")))?);
+    let telemetry = ostler_telemetry::begin(&crate::observe::settings(&shared))?;
+    crate::observe::subscribe(&shared.log, telemetry.as_ref());
+    let mut options = ostler_store::Options::new(shared.state_dir.join("store"));
+    options.on_commit = ostler_telemetry::metrics().map(|_| crate::observe::committed as fn(_, _));
+    let store = Arc::new(DiskStore::open(&options)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("controller")
         .enable_all()
         .build()
         .map_err(Failed::Threads)?;
+    let output = telemetry
+        .as_ref()
+        .and_then(ostler_telemetry::Telemetry::records)
+        .map(|records| crate::output::forward(records, Arc::clone(&store) as Arc<dyn Store>, shared.state_dir.clone()));
     let ended = runtime.block_on(async {
         let program = KeeperProgram { program: shared.program.clone(), args: shared.to_args("keeper") };
         let driver = KeeperDriver::connect(socket, lock, program, VERSION).map_err(Failed::Keeper)?;
@@ -82,6 +90,10 @@ fn begin(flags: &Received) -> Result<(), Failed> {
         let _enter = runtime.enter();
         driver.submit(wire::Shutdown { exit_code: 0 }.into());
         driver.flush();
+    }
+    drop(output);
+    if let Some(telemetry) = telemetry {
+        telemetry.end();
     }
     runtime.shutdown_background();
     Ok(())
@@ -147,14 +159,4 @@ async fn operate(
         Err(why) => error!(%why, "the API ended with a panic"),
     }
     Ok(outcome)
-}
-
-fn observe(filter: &str) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
 }

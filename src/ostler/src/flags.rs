@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,6 +26,10 @@ pub(crate) struct Shared {
     /// Directories to keep applied; absolute.
     pub(crate) watch: Vec<PathBuf>,
     pub(crate) probe_allow: Vec<Allow>,
+    pub(crate) metrics_listen: Option<SocketAddr>,
+    pub(crate) metrics_max_series: u32,
+    pub(crate) otlp_endpoint: Option<String>,
+    pub(crate) otlp_logs: bool,
 }
 
 impl Shared {
@@ -44,6 +49,10 @@ impl Shared {
             on_shutdown: args.on_shutdown,
             watch: args.watch.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())).collect(),
             probe_allow: args.probe_allow.clone(),
+            metrics_listen: args.metrics_listen,
+            metrics_max_series: args.metrics_max_series,
+            otlp_endpoint: args.otlp_endpoint.clone(),
+            otlp_logs: args.otlp_logs,
         }
     }
 
@@ -75,9 +84,19 @@ impl Shared {
             on_shutdown.into(),
             "--probe-allow".into(),
             self.probe_allow.iter().map(ToString::to_string).collect::<Vec<_>>().join(",").into(),
+            "--metrics-max-series".into(),
+            self.metrics_max_series.to_string().into(),
+            "--otlp-logs".into(),
+            self.otlp_logs.to_string().into(),
         ];
         for (number, path) in self.watch.iter().enumerate() {
             args.extend([format!("--watch-{number}").into(), path.clone().into()]);
+        }
+        if let Some(address) = self.metrics_listen {
+            args.extend(["--metrics-listen".into(), address.to_string().into()]);
+        }
+        if let Some(endpoint) = &self.otlp_endpoint {
+            args.extend(["--otlp-endpoint".into(), endpoint.into()]);
         }
         args
     }
@@ -123,6 +142,10 @@ impl Received {
                 .split(',')
                 .filter_map(|it| it.parse().ok())
                 .collect(),
+            metrics_listen: self.text("metrics-listen").and_then(|text| text.parse().ok()),
+            metrics_max_series: self.text("metrics-max-series").and_then(|text| text.parse().ok()).unwrap_or(2000),
+            otlp_endpoint: self.text("otlp-endpoint").map(ToOwned::to_owned),
+            otlp_logs: self.text("otlp-logs") == Some("true"),
         })
     }
 
@@ -165,6 +188,10 @@ mod tests {
             on_shutdown: OnShutdown::Stop,
             watch: vec!["/srv/a b".into(), "/srv/c".into()],
             probe_allow: vec!["10.0.0.0/8".parse().unwrap(), "db.internal".parse().unwrap()],
+            metrics_listen: Some(([127, 0, 0, 1], 9464).into()),
+            metrics_max_series: 100,
+            otlp_endpoint: Some("http://127.0.0.1:4317".to_owned()),
+            otlp_logs: true,
         };
         let mut args = shared.to_args("keeper");
         args.extend(["--from-the-future".into(), "x".into()]);

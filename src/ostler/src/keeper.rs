@@ -32,6 +32,13 @@ pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
+    // The controller binds it, again whenever it is restarted; who typed the address is told here.
+    if let Some(address) = shared.metrics_listen
+        && let Err(why) = std::net::TcpListener::bind(address)
+    {
+        eprintln!("error: cannot serve metrics on {address}: {why}; choose another address with --metrics-listen");
+        return ExitCode::FAILURE;
+    }
     match ostler_keeper::lock(&shared.state_dir) {
         Ok(lock) => {
             // Workloads run elsewhere and the daemon may be started from anywhere: no relative path survives here.

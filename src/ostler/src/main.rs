@@ -7,6 +7,8 @@ mod controller;
 mod flags;
 mod keeper;
 mod memory;
+mod observe;
+mod output;
 mod store;
 
 use std::process::ExitCode;

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
-use ostler_core::kinds::{Instance, Job, JobSpec, Namespace, PAUSED_AT, PortNumber, Process, ProcessSpec, STOPPED_AT};
+use ostler_core::kinds::{
+    Instance, Job, JobSpec, Namespace, PAUSED_AT, PortNumber, Process, ProcessSpec, STOPPED_AT, TRACEPARENT,
+};
 use ostler_core::object::{Applicable, decode, key};
 use ostler_core::plan::process::instance_name;
 use ostler_core::{Kind, Metadata};
@@ -12,7 +14,7 @@ use serde_json::Value;
 
 use crate::error::{ApiError, Cause, Reason};
 use crate::select::Selection;
-use crate::service::{Service, now};
+use crate::service::{Service, join_trace, now};
 
 /// What applying one object came to, or would come to.
 #[derive(Clone, Debug)]
@@ -64,7 +66,7 @@ impl Service {
         }
         let wanted = parse(objects)?;
         self.transact(|| {
-            let (mut ops, applied) = self.decide(&wanted, manager)?;
+            let (mut ops, applied) = self.decide(&wanted, manager, dry_run)?;
             if dry_run {
                 ops.clear();
             }
@@ -73,7 +75,7 @@ impl Service {
         .await
     }
 
-    fn decide(&self, wanted: &[Wanted], manager: &str) -> Result<(Vec<Op>, Vec<Applied>), ApiError> {
+    fn decide(&self, wanted: &[Wanted], manager: &str, dry_run: bool) -> Result<(Vec<Op>, Vec<Applied>), ApiError> {
         let mut ops = Vec::new();
         let mut applied = Vec::with_capacity(wanted.len());
         let mut causes = Vec::new();
@@ -105,7 +107,7 @@ impl Service {
                 continue;
             }
             let merged = merge(want, live.as_ref(), manager);
-            let (object, outcome) = match merged {
+            let (mut object, outcome) = match merged {
                 Ok(merged) => merged,
                 Err(errors) => {
                     for (field, message) in errors {
@@ -125,6 +127,9 @@ impl Service {
             if let Some(message) = self.name_taken(kind, namespace, name, wanted) {
                 complain("metadata.name", message);
                 continue;
+            }
+            if outcome != Outcome::Unchanged && !dry_run {
+                join_trace(object.metadata_mut());
             }
             let after: Bytes = match (&before, outcome) {
                 (Some(entry), Outcome::Unchanged) => entry.value.clone(),
@@ -458,6 +463,8 @@ fn given(metadata: &Metadata) -> Metadata {
 
 fn merge_metadata(new: &mut Metadata, old: &Metadata, spec_changed: bool, manager: &str) -> Outcome {
     let mut annotations = new.annotations.clone();
+    // A manifest that was written from a live object; which trace its change belongs to is ours to say.
+    annotations.remove(TRACEPARENT);
     for (key, value) in &old.annotations {
         if key.starts_with("ostler.dev/") {
             annotations.entry(key.clone()).or_insert_with(|| value.clone());

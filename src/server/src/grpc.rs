@@ -80,6 +80,7 @@ pub async fn serve(
         .max_concurrent_streams(Some(CONCURRENCY))
         .concurrency_limit_per_connection(CONCURRENCY as usize)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .layer(ostler_telemetry::CallLayer)
         .add_service(health_service)
         .add_optional_service(reflection)
         .add_service(api)

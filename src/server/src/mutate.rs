@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{ApiError, Cause, Reason};
 use crate::select::Selection;
-use crate::service::{Service, now};
+use crate::service::{Service, join_trace, now};
 
 /// What an action on one object came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -292,6 +292,7 @@ impl Service {
                         }
                     };
                     if changed {
+                        join_trace(&mut object.metadata);
                         ops.push(put(entry, &object)?);
                     }
                     acted.push(Acted {
@@ -438,6 +439,7 @@ impl Service {
                         causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect::<Vec<_>>();
                     return Err(ApiError { causes, ..ApiError::new(Reason::Invalid, message.join("; ")) });
                 }
+                join_trace(&mut object.metadata);
                 Ok((vec![put(&entry, &object)?], true))
             })
             .await?;

@@ -5,7 +5,7 @@ use ostler_core::{Kind, validate};
 use ostler_store::{Entry, Expect, Op};
 
 use crate::error::{ApiError, Reason};
-use crate::service::{Service, now};
+use crate::service::{Service, join_trace, now};
 
 /// What to do with the rollouts of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,7 @@ impl Service {
                 let (changed, message) = decide(&mut object, action)?;
                 let mut ops = Vec::new();
                 if changed && !dry_run {
+                    join_trace(&mut object.metadata);
                     let value = serde_json::to_vec(&object)
                         .map_err(|why| ApiError::new(Reason::InternalError, why.to_string()))?;
                     ops.push(Op::put(entry.key.clone(), value, Expect::Revision(entry.revision)));

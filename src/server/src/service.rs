@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use ostler_core::kinds::{Namespace, NamespaceSpec, NamespaceStatus};
+use ostler_core::kinds::{Namespace, NamespaceSpec, NamespaceStatus, TRACEPARENT};
 use ostler_core::object::key;
 use ostler_core::{Kind, Metadata, Timestamp};
 use ostler_engine::Handle;
 use ostler_gitops::Sources;
 use ostler_store::{Durability, Entry, Expect, Key, Op, Revision, Store, Watch};
+
+use tracing::Instrument as _;
 
 use crate::error::{ApiError, Reason};
 use crate::select::Selection;
@@ -106,12 +108,29 @@ impl Service {
             if ops.is_empty() {
                 return Ok((result, self.store.revision()));
             }
-            match self.store.commit(ops, Durability::Durable).await {
+            let span = tracing::info_span!(
+                target: ostler_telemetry::TARGET, "store.commit", operations = ops.len(), revision = tracing::field::Empty,
+            );
+            let outcome = self.store.commit(ops, Durability::Durable).instrument(span.clone()).await;
+            if let Ok(revision) = &outcome {
+                span.record("revision", revision);
+            }
+            drop(span);
+            match outcome {
                 Ok(revision) => return Ok((result, revision)),
                 Err(ostler_store::Error::Conflict { .. }) if tries < TRIES => tries += 1,
                 Err(why) => return Err(why.into()),
             }
         }
+    }
+}
+
+/// Notes in an object which trace its change belongs to: that of the request which is being answered. What the
+/// controller does because of it joins that trace.
+pub(crate) fn join_trace(metadata: &mut Metadata) {
+    match ostler_telemetry::traceparent(&tracing::Span::current()) {
+        Some(context) => drop(metadata.annotations.insert(TRACEPARENT.to_owned(), context)),
+        None => drop(metadata.annotations.remove(TRACEPARENT)),
     }
 }
 

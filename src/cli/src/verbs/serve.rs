@@ -1,5 +1,6 @@
 //! `ostler serve`: the flags of the daemon. The binary runs it.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ Examples:
   ostler serve
   ostler serve --state-dir ./state --log debug
   ostler serve --watch /srv/apps           # keeps a directory of manifests applied
-  ostler serve --on-shutdown stop          # as the main process of a container")]
+  ostler serve --on-shutdown stop          # as the main process of a container
+  ostler serve --metrics-listen 127.0.0.1:9464 --otlp-endpoint http://127.0.0.1:4317")]
 pub(crate) struct Args {
     /// How often everything is compared with what it should be; changes are acted on at once in any case
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
@@ -39,6 +41,22 @@ pub(crate) struct Args {
     /// What probes may connect to besides loopback: a host name, an address or a network; may be repeated
     #[arg(long, value_name = "HOST|CIDR")]
     probe_allow: Vec<Allow>,
+    /// Serve metrics for Prometheus at http://ADDRESS/metrics
+    #[arg(long, value_name = "ADDRESS", env = "OSTLER_METRICS_LISTEN")]
+    metrics_listen: Option<SocketAddr>,
+    /// The most series of each metric; what goes beyond shares one series
+    #[arg(long, value_name = "NUMBER", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(10..=100_000))]
+    metrics_max_series: u32,
+    /// Send traces and metrics to an OpenTelemetry collector, by OTLP over gRPC
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_parser = endpoint)]
+    otlp_endpoint: Option<String>,
+    /// Send the output of the processes to the collector, too
+    #[arg(long, requires = "otlp_endpoint")]
+    otlp_logs: bool,
+}
+
+fn endpoint(text: &str) -> Result<String, String> {
+    ostler_telemetry::parse_endpoint(text)
 }
 
 /// Which cgroups the daemon uses to hold process trees together.
@@ -80,6 +98,14 @@ pub struct ServeArgs {
     pub watch: Vec<PathBuf>,
     /// Host names, addresses and networks that probes may connect to besides loopback.
     pub probe_allow: Vec<Allow>,
+    /// Where metrics are served for Prometheus.
+    pub metrics_listen: Option<SocketAddr>,
+    /// The most series of each metric.
+    pub metrics_max_series: u32,
+    /// An OTLP collector.
+    pub otlp_endpoint: Option<String>,
+    /// Whether the output of processes goes there, too.
+    pub otlp_logs: bool,
 }
 
 impl Args {
@@ -94,6 +120,10 @@ impl Args {
             on_shutdown: self.on_shutdown.unwrap_or(usual),
             watch: self.watch,
             probe_allow: self.probe_allow,
+            metrics_listen: self.metrics_listen,
+            metrics_max_series: self.metrics_max_series,
+            otlp_endpoint: self.otlp_endpoint,
+            otlp_logs: self.otlp_logs,
         }
     }
 }

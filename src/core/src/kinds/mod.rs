@@ -30,7 +30,7 @@ pub use probe::{
 };
 pub use process::{
     AutoPort, Backoff, CircuitBreaker, Driver, EnvVar, Logs, Port, PortNumber, Process, ProcessSpec, ProcessStatus,
-    RESTARTED_AT, RestartPolicy, STOPPED_AT, Stop, WhenBlocked,
+    RESTARTED_AT, RestartPolicy, STOPPED_AT, Stop, TRACEPARENT, WhenBlocked,
 };
 pub use resources::{Enforcement, LimitKind, Limits, Resources};
 pub use source::{

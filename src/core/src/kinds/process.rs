@@ -15,6 +15,10 @@ pub const RESTARTED_AT: &str = "ostler.dev/restartedAt";
 /// Annotation: the process was stopped by hand at this time, and stays so until it is started.
 pub const STOPPED_AT: &str = "ostler.dev/stoppedAt";
 
+/// Annotation: the trace that the last change belongs to, as a W3C traceparent. Not part of what is asked for: it never
+/// counts as a change.
+pub const TRACEPARENT: &str = "ostler.dev/traceparent";
+
 /// A long-running command, of which Ostler keeps `replicas` copies running.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

@@ -66,6 +66,7 @@ impl<D: Driver> Controller<D> {
             return;
         }
         debug!(pid = hello.pid, version = hello.version, cgroups = hello.cgroup_mode, "connected to the keeper");
+        super::observer::Observer::keeper(hello.pid);
         self.custody.hello = Some(hello);
         self.custody.orphans.clear();
         for entry in self.world.instances.values_mut() {
@@ -147,6 +148,7 @@ impl<D: Driver> Controller<D> {
         let observed = &mut entry.observed;
         if observed.starting == Some(attempt.number) {
             observed.starting = None;
+            self.observer.started(id, &attempt);
         }
         if matches!(attempt.state, AttemptState::LeaderExited { .. }) && observed.signalled == Some(attempt.number) {
             // What the leader forked in its last moments has not got the signal.

@@ -5,7 +5,8 @@ use ostler_core::plan::instance::{Action, Attempt, AttemptState, plan};
 use ostler_core::{Kind, Timestamp};
 use ostler_keeper::wire;
 use ostler_store::{Durability, Expect, Key, Op};
-use tracing::{debug, error, warn};
+use ostler_telemetry::traceparent;
+use tracing::{Span, debug, error, warn};
 
 use super::world::{Id, owner_request, runs_of};
 use super::writer::{Outcome, Ticket};
@@ -32,7 +33,21 @@ impl<D: Driver> Controller<D> {
         entry.observed.shutdown = self.ending.as_ref().and_then(super::commands::Ending::stop_by);
         entry.observed.recorded = entry.stored >= entry.needs;
         let plan = plan(&entry.object, &entry.observed, now);
-        if plan.status != entry.object.status {
+        let changed = plan.status != entry.object.status;
+        let span = if changed || !plan.actions.is_empty() {
+            let owner = self.observer.traces().then(|| {
+                let owner = super::world::id(&entry.object.metadata.namespace, entry.object.spec.owner());
+                if entry.object.spec.job.is_some() {
+                    self.world.jobs.get(&owner).map(|job| &job.object.metadata)
+                } else {
+                    self.world.processes.get(&owner).map(|process| &process.object.metadata)
+                }
+            });
+            self.observer.planned(id, &entry.object, owner.flatten(), &plan)
+        } else {
+            Span::none()
+        };
+        if changed {
             let before = &entry.object.status;
             let published = plan.status.phase != before.phase
                 || plan.status.ready != before.ready
@@ -57,14 +72,15 @@ impl<D: Driver> Controller<D> {
             self.queue.add_at(Request::Instance(id.clone()), at);
         }
         for action in plan.actions {
-            self.act_on(id, &action, now);
+            self.act_on(id, &action, now, &span);
         }
         self.tell(id, plan.notes, now);
         self.probe(id, now);
     }
 
-    fn act_on(&mut self, id: &Id, action: &Action, now: Timestamp) {
+    fn act_on(&mut self, id: &Id, action: &Action, now: Timestamp, plan: &Span) {
         let Some(entry) = self.world.instances.get_mut(id) else { return };
+        let span = self.observer.acting(id, action, plan);
         let uid = entry.object.metadata.uid.clone();
         match *action {
             Action::Record => {
@@ -72,7 +88,7 @@ impl<D: Driver> Controller<D> {
                 self.writer.take_mark(id);
                 self.commit_records(std::slice::from_ref(id));
             }
-            Action::Spawn { attempt } => match spawn::command(&entry.object, attempt, now) {
+            Action::Spawn { attempt } => match spawn::command(&entry.object, attempt, now, traceparent(&span)) {
                 Ok(mut command) => {
                     spawn::let_speak(&mut command, &entry.object.spec.template, &self.prober);
                     entry.observed.starting = Some(attempt);
@@ -277,6 +293,7 @@ impl<D: Driver> Controller<D> {
     }
 
     fn removed(&mut self, id: &Id) {
+        self.observer.removed(id);
         let Some(entry) = self.world.remove_instance(id) else { return };
         self.prober.forget(id);
         self.sampler.untrack(id.clone(), None);

@@ -5,6 +5,7 @@ mod custody;
 mod health;
 mod instances;
 mod jobs;
+mod observer;
 mod processes;
 mod recorder;
 mod recovery;
@@ -23,6 +24,7 @@ use tracing::{debug, warn};
 
 use self::commands::Command;
 pub use self::commands::{ActError, Acted, Action, Handle, InstanceRef, Overview};
+use self::observer::Observer;
 use self::recorder::Recorder;
 pub use self::recovery::StartFailed;
 use self::world::{Id, World};
@@ -93,6 +95,7 @@ pub struct Controller<D> {
     world: World,
     writer: Writer,
     recorder: Recorder,
+    observer: Observer,
     custody: custody::Custody,
     commands: mpsc::Receiver<Command>,
     processes: Watch,
@@ -129,6 +132,7 @@ impl<D: Driver> Controller<D> {
         let controller = Self {
             writer: Writer::new(Arc::clone(&start.store)),
             recorder: Recorder::new(Arc::clone(&start.store)),
+            observer: Observer::new(&start.store, &start.options.state_dir),
             options: start.options,
             store: start.store,
             driver: start.driver,
@@ -205,6 +209,7 @@ impl<D: Driver> Controller<D> {
         for _ in 0..SLICE {
             let now = self.clock.now();
             let Some(request) = self.queue.pop(now) else { break };
+            let (kind, began) = (observer::kind(&request), self.observer.begin());
             match request {
                 Request::Instance(id) => self.reconcile_instance(&id, now),
                 Request::Process(id) => self.reconcile_process(&id, now),
@@ -212,7 +217,9 @@ impl<D: Driver> Controller<D> {
                 Request::CronJob(id) => self.reconcile_cronjob(&id, now),
                 Request::Namespace(id) => self.reconcile_namespace(&id, now),
             }
+            Observer::reconciled(kind, began);
         }
+        self.observer.round(self.queue.len(), self.processes.revision().max(self.namespaces.revision()));
     }
 
     /// How long nothing is due.
@@ -234,6 +241,7 @@ impl<D: Driver> Controller<D> {
         for id in self.world.restless() {
             self.queue.add(Request::Instance(id));
         }
+        self.observer.count(&self.world);
         self.writer.retry();
     }
 

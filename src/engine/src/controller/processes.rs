@@ -24,12 +24,15 @@ impl<D: Driver> Controller<D> {
         if !self.custody.synced {
             return;
         }
+        self.observer.looking(process_id, self.world.processes.get(process_id).map(|entry| &entry.object));
         let Some(entry) = self.world.processes.get(process_id) else {
             self.collect_orphaned_instances(process_id, now);
             return;
         };
         let instances: Vec<&Instance> = self.world.instances_of(process_id).map(|entry| &entry.object).collect();
         let plan = plan(&entry.object, &instances, now);
+        let made = [plan.create.len(), plan.update.len(), plan.delete.len()];
+        self.observer.planned_process(process_id, &entry.object, &plan.status, made);
         let object = entry.object.clone();
         let relabel: Vec<Id> = self
             .world

@@ -100,6 +100,9 @@ impl Recorder {
         let name = format!("{}.{:016x}", metadata.name, hash(&[kind.name(), &metadata.uid, note.reason]));
         let key: Key = key(Kind::Event, namespace, &name).into();
         let topic = Topic::of(kind, note.reason);
+        if let Some(metrics) = ostler_telemetry::metrics() {
+            metrics.event(topic.name(), note.reason);
+        }
         let before = self.filed.get(&key).map_or(0, |filed| filed.count);
         let known = if before == 0 { None } else { self.pending.get(&key).cloned() };
         let known = match known {

@@ -153,6 +153,8 @@ pub(crate) struct Committer {
     /// Closed for good while the disk refuses writes.
     pub(crate) files: Option<Files>,
     pub(crate) head: HeadFile,
+    /// Told of every outcome.
+    pub(crate) on_commit: Option<fn(Durability, Duration)>,
     refusing: Option<Refusing>,
 }
 
@@ -167,7 +169,7 @@ impl Committer {
         head: HeadFile,
     ) -> Self {
         signals.set_database(files.handle());
-        Self { shared, queue, signals, layout, cache_bytes, files: Some(files), head, refusing: None }
+        Self { shared, queue, signals, layout, cache_bytes, files: Some(files), head, on_commit: None, refusing: None }
     }
 
     /// Runs until the queue is closed and drained; returns why the end is not clean, if it is not.
@@ -212,6 +214,9 @@ impl Committer {
         let changed = !staged.events.is_empty();
         self.shared.publish(staged);
         for (result, job) in decided {
+            if let Some(told) = self.on_commit {
+                told(job.durability, job.submitted.elapsed());
+            }
             job.answer(result);
         }
         if changed {

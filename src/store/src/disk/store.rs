@@ -35,6 +35,8 @@ pub struct Options {
     /// The identity of the running kernel. `None`: the kernel is asked. Another one than the last time means that the
     /// machine has rebooted.
     pub boot_id: Option<String>,
+    /// Told of every commit that has its outcome, and how long it took from its submission. Must not block.
+    pub on_commit: Option<fn(Durability, Duration)>,
 }
 
 impl Options {
@@ -48,6 +50,7 @@ impl Options {
             history: DEFAULT_HISTORY,
             cache_bytes: 1 << 20,
             boot_id: None,
+            on_commit: None,
         }
     }
 
@@ -104,7 +107,7 @@ impl DiskStore {
         };
         let io = layout.io("start the threads of the store in");
         let janitor = Janitor { shared: Arc::clone(&shared), signals: Arc::clone(&signals), keeping: keeping.clone() };
-        let committer = Committer::new(
+        let mut committer = Committer::new(
             Arc::clone(&shared),
             Arc::clone(&queue),
             Arc::clone(&signals),
@@ -113,6 +116,7 @@ impl DiskStore {
             files,
             head,
         );
+        committer.on_commit = options.on_commit;
         let janitor = Builder::new().name("store-janitor".to_owned()).spawn(move || janitor.run()).map_err(&io)?;
         let committer = Builder::new().name("store-committer".to_owned()).spawn(move || committer.run());
         let committer = match committer {

@@ -1,0 +1,433 @@
+//! Metrics, traces and the output of processes, at real receivers: a collector (rotel), Prometheus and its promtool.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ostler_tests::{Daemon, Setup, manifest, proc, skipped, wait_until};
+
+/// A port that is free now.
+fn port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// A program in PATH, or one that CI has installed below `target/tools`.
+fn tool(name: &str) -> Option<PathBuf> {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools");
+    let installed = fs::read_dir(tools.join("rotel/lib")).into_iter().flatten().flatten();
+    let installed = installed.map(|python| python.path().join("site-packages/rotel").join(name));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path: Vec<PathBuf> = std::env::split_paths(&path).map(|directory| directory.join(name)).collect();
+    installed.chain(path).find(|program| program.is_file())
+}
+
+/// A program that ends with the test.
+struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    fn start(program: &Path, args: &[&str], log: PathBuf) -> Self {
+        let file = File::create(&log).unwrap();
+        let child = Command::new(program)
+            .args(args)
+            .current_dir(log.parent().unwrap())
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        Self { child, log }
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn kill(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn collector(program: &Path, daemon: &Daemon, port: u16) -> Running {
+    let grpc = format!("127.0.0.1:{port}");
+    let http = format!("127.0.0.1:{}", self::port());
+    let args = [
+        "start",
+        "--debug-log=traces",
+        "--debug-log=metrics",
+        "--debug-log=logs",
+        "--debug-log-verbosity=detailed",
+        "--exporter=blackhole",
+        "--otlp-grpc-endpoint",
+        &grpc,
+        "--otlp-http-endpoint",
+        &http,
+    ];
+    let mut running = Running::start(program, &args, daemon.path().join(format!("rotel-{port}.log")));
+    wait_until("the collector to listen", || {
+        if let Some(status) = running.child.try_wait().unwrap() {
+            panic!("the collector ended with {status}: {}", running.text());
+        }
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()
+    });
+    running
+}
+
+fn http(port: u16, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
+}
+
+/// The value of the first series that begins like this.
+fn value(metrics: &str, series: &str) -> Option<f64> {
+    metrics.lines().find(|line| line.starts_with(series))?.rsplit(' ').next()?.parse().ok()
+}
+
+/// One span as the collector writes it down.
+#[derive(Debug, Default)]
+struct Span {
+    trace: String,
+    parent: String,
+    id: String,
+    name: String,
+    text: String,
+}
+
+fn spans(log: &str) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::new();
+    for line in log.lines() {
+        let field = |name: &str| {
+            let (key, value) = line.trim().split_once(':')?;
+            (key.trim() == name).then(|| value.trim().to_owned())
+        };
+        // Links are written with a dash before their names.
+        if let Some(trace) = field("Trace ID") {
+            spans.push(Span { trace, ..Span::default() });
+        } else if let Some(span) = spans.last_mut() {
+            if let Some(parent) = field("Parent ID") {
+                span.parent = parent;
+            } else if let Some(id) = field("ID") {
+                span.id = id;
+            } else if let Some(name) = field("Name").filter(|_| span.name.is_empty()) {
+                span.name = name;
+            }
+            span.text.push_str(line);
+            span.text.push('\n');
+        }
+    }
+    // Log records are written with such fields, too, which are empty.
+    spans.retain(|span| span.trace.len() == 32 && !span.id.is_empty());
+    spans
+}
+
+const QUICK: [(&str, &str); 3] =
+    [("OTEL_METRIC_EXPORT_INTERVAL", "500"), ("OTEL_BSP_SCHEDULE_DELAY", "100"), ("OTEL_BLRP_SCHEDULE_DELAY", "100")];
+
+fn setup(args: &[&str]) -> Setup {
+    QUICK.iter().fold(Setup::default().args(args), |setup, (name, value)| setup.env(name, value))
+}
+
+#[test]
+fn a_collector_receives_the_story_of_a_process() {
+    let Some(rotel) = tool("rotel-agent") else {
+        return skipped("a_collector_receives_the_story_of_a_process", "there is no rotel; .ci/run installs it");
+    };
+    let port = port();
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let daemon = setup(&["--otlp-endpoint", &endpoint, "--otlp-logs"]).prepare();
+    let collector = collector(&rotel, &daemon, port);
+    daemon.serve();
+
+    let script = "echo context=$TRACEPARENT resource=$OTEL_RESOURCE_ATTRIBUTES; echo on-stderr >&2; exec sleep 1000";
+    let manifest = format!(
+        "apiVersion: ostler.dev/v1\nkind: Process\nmetadata: {{name: web}}\nspec:\n  command: [sh, -c, {script:?}]\n  workingDir: /\n  backoff: {{initial: 100ms}}\n"
+    );
+    fs::write(daemon.path().join("web.yaml"), manifest).unwrap();
+    let output = daemon
+        .client()
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
+        .args(["apply", "-f", "web.yaml", "--wait", "--timeout", "1m"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let victim = daemon.running("web-0");
+    let uid = daemon.instance("web-0").uid().to_owned();
+
+    // One trace from the command to Ready, over three processes.
+    let story =
+        ["ostler apply", "ostler.v1.Ostler/Apply", "store.commit", "reconcile Process", "reconcile Instance", "spawn"];
+    let first = wait_until("the spans of the apply", || {
+        let spans = spans(&collector.text());
+        let root = spans.iter().find(|span| span.name == "ostler apply")?;
+        let trace = root.trace.clone();
+        let names: Vec<&str> = spans.iter().filter(|it| it.trace == trace).map(|it| it.name.as_str()).collect();
+        let ready = spans.iter().any(|span| {
+            span.trace == trace && span.name == "reconcile Process" && span.text.contains("ready.to: Bool(true)")
+        });
+        (ready && story.iter().all(|name| names.contains(name))).then_some(trace)
+    });
+    let all = spans(&collector.text());
+    let one = |name: &str| all.iter().find(|span| span.trace == first && span.name == name).unwrap();
+    assert_eq!(one("ostler.v1.Ostler/Apply").parent, one("ostler apply").id);
+    assert_eq!(one("store.commit").parent, one("ostler.v1.Ostler/Apply").id);
+    let spawn = one("spawn");
+    assert!(all.iter().any(|span| span.id == spawn.parent && span.name == "reconcile Instance"), "{spawn:?}");
+    assert!(spawn.text.contains(&victim.pid.to_string()), "{}", spawn.text);
+
+    // The process was told where to go on, and who it is; and what it said has arrived.
+    let context = format!("context=00-{first}-{}-01", spawn.id);
+    let printed = wait_until("its output", || {
+        String::from_utf8(daemon.output("web-0", "stdout")).ok().filter(|text| text.contains("resource="))
+    });
+    assert!(printed.contains(&context), "{printed} has no {context}");
+    assert!(printed.contains(&format!("service.instance.id={uid}")), "{printed}");
+    wait_until("its output at the collector", || {
+        let text = collector.text();
+        (text.contains(&context) && text.contains("on-stderr")).then_some(())
+    });
+
+    // A crash is a trace of its own, linked to the apply.
+    proc::signal(victim, libc::SIGKILL);
+    daemon.instance_when("web-0", "running again", |it| it.restarts() == 1 && it.ready());
+    wait_until("the spans of the restart", || {
+        let spans = spans(&collector.text());
+        let crash =
+            spans.iter().find(|span| span.trace != first && span.text.contains("ostler.exit: Str(Signal(9))"))?;
+        let again = spans.iter().any(|span| span.trace == crash.trace && span.name == "spawn");
+        let linked = spans.iter().any(|span| span.trace == crash.trace && span.text.contains(&first));
+        (again && linked).then_some(())
+    });
+    wait_until("the metrics of the restart", || {
+        let text = collector.text();
+        (text.contains("ostler.process.restarts") && text.contains("process.cpu.time")).then_some(())
+    });
+    // Reading costs no span.
+    assert!(!spans(&collector.text()).iter().any(|span| span.name.ends_with("Ostler/List")));
+}
+
+#[test]
+fn applying_the_same_again_is_no_change_also_when_traced() {
+    // Nobody listens there: contexts are made all the same.
+    let endpoint = format!("http://127.0.0.1:{}", port());
+    let daemon = setup(&["--otlp-endpoint", &endpoint]).start();
+    let web = manifest::sleeper("web").to_string();
+    daemon.apply_ready(&web);
+    let before = daemon.get("process", "web");
+    let context = &before["metadata"]["annotations"]["ostler.dev/traceparent"];
+    assert!(context.as_str().is_some_and(|it| it.starts_with("00-")), "{before}");
+    assert!(daemon.apply(&web).contains("unchanged"));
+    // Also what was read from the daemon, with the context of an older change in it.
+    let mut copy = before.clone();
+    copy["metadata"]["annotations"]["ostler.dev/traceparent"] =
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into();
+    copy.as_object_mut().unwrap().remove("status");
+    assert!(daemon.apply(&copy.to_string()).contains("unchanged"));
+    let pid = daemon.running("web-0");
+    daemon.ok(&["scale", "process/web", "--replicas", "2"]);
+    daemon.phase("web-1", "Running");
+    assert_ne!(daemon.get("process", "web")["metadata"]["annotations"]["ostler.dev/traceparent"], *context);
+    // The context is no part of the revision.
+    assert_eq!(daemon.running("web-0"), pid);
+}
+
+#[test]
+fn prometheus_scrapes_what_happened() {
+    let port = port();
+    let daemon = setup(&["--metrics-listen", &format!("127.0.0.1:{port}")]).start();
+    daemon.apply_ready(&manifest::sleeper("web").to_string());
+    proc::signal(daemon.running("web-0"), libc::SIGKILL);
+    daemon.instance_when("web-0", "running again", |it| it.restarts() == 1 && it.ready());
+    let metrics = wait_until("the metrics of a restart", || {
+        let metrics = http(port, "/metrics")?;
+        let restarts = value(&metrics, "ostler_process_restarts_total{module=\"default/web\",reason=\"Crashed\"}");
+        let running = value(&metrics, "ostler_instances{phase=\"Running\"}");
+        (restarts == Some(1.0) && running == Some(1.0)).then_some(metrics)
+    });
+    for (series, least) in [
+        ("ostler_events_total{event=\"Started\",topic=\"Instance\"}", 2.0),
+        ("ostler_processes{type=\"instance\"}", 1.0),
+        ("ostler_process_lifetime_seconds_count{module=\"default/web\"}", 1.0),
+        ("ostler_process_lifetime_seconds_bucket{module=\"default/web\",le=\"3600\"}", 1.0),
+        ("ostler_process_uptime_seconds ", 0.0),
+        ("ostler_system_load ", 0.0),
+        ("ostler_memory_usage_bytes ", 1.0),
+        ("ostler_process_memory_bytes{type=\"controller\"}", 1.0),
+        ("ostler_process_memory_bytes{type=\"keeper\"}", 1.0),
+        ("ostler_reconcile_duration_seconds_count{kind=\"Instance\"}", 1.0),
+        ("ostler_queue_depth ", 0.0),
+        ("ostler_spawn_duration_seconds_count{result=\"ok\"}", 2.0),
+        ("ostler_store_commit_duration_seconds_count{durability=\"durable\"}", 1.0),
+        ("ostler_api_calls_total{code=\"Ok\",method=\"ostler.v1.Ostler/Apply\"}", 1.0),
+        ("ostler_watch_lag ", 0.0),
+        ("ostler_log_size_bytes ", 0.0),
+        ("process_cpu_time_seconds_total{ostler_process_type=\"controller\"}", 0.0),
+    ] {
+        let found = value(&metrics, series);
+        assert!(found.is_some_and(|found| found >= least), "{series} is {found:?} in\n{metrics}");
+    }
+    let Some(promtool) = tool("promtool") else {
+        return skipped("prometheus_scrapes_what_happened", "there is no promtool; .ci/run installs it");
+    };
+    let file = daemon.path().join("metrics.txt");
+    fs::write(&file, &metrics).unwrap();
+    let check = Command::new(&promtool).args(["check", "metrics"]).stdin(File::open(&file).unwrap()).output().unwrap();
+    assert!(check.status.success() && check.stderr.is_empty(), "{}", String::from_utf8_lossy(&check.stderr));
+
+    let Some(prometheus) = tool("prometheus") else {
+        return skipped("prometheus_scrapes_what_happened", "there is no prometheus; .ci/run installs it");
+    };
+    let config = format!(
+        "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs:\n- job_name: ostler\n  static_configs: [{{targets: ['127.0.0.1:{port}']}}]\n"
+    );
+    let config_file = daemon.path().join("prometheus.yml");
+    fs::write(&config_file, config).unwrap();
+    let own = self::port();
+    let (config, listen) =
+        (format!("--config.file={}", config_file.display()), format!("--web.listen-address=127.0.0.1:{own}"));
+    let storage = format!("--storage.tsdb.path={}", daemon.path().join("tsdb").display());
+    let _running = Running::start(&prometheus, &[&config, &listen, &storage], daemon.path().join("prometheus.log"));
+    wait_until("Prometheus to have scraped", || {
+        http(own, "/api/v1/query?query=ostler_process_restarts_total").filter(|answer| answer.contains("default/web"))
+    });
+}
+
+#[test]
+fn the_number_of_series_is_bounded() {
+    let port = port();
+    let daemon = setup(&["--metrics-listen", &format!("127.0.0.1:{port}"), "--metrics-max-series", "10"]).start();
+    let many: Vec<String> = (0..25)
+        .map(|number| {
+            format!(
+                "apiVersion: ostler.dev/v1\nkind: Process\nmetadata: {{name: job-{number}}}\nspec: {{command: ['true'], workingDir: /, restartPolicy: Never}}\n"
+            )
+        })
+        .collect();
+    daemon.apply(&many.join("---\n"));
+    wait_until("all of them to have ended", || {
+        let metrics = http(port, "/metrics")?;
+        let series = metrics.lines().filter(|line| line.starts_with("ostler_process_lifetime_seconds_count{"));
+        let (mut count, mut total) = (0, 0.0);
+        for line in series {
+            count += 1;
+            total += line.rsplit(' ').next()?.parse::<f64>().ok()?;
+        }
+        assert!(count <= 11, "{metrics}");
+        ((total - 25.0).abs() < 0.5).then_some(())
+    });
+}
+
+#[test]
+fn a_collector_that_dies_or_never_answers_stops_nothing() {
+    // Takes connections and says nothing, as a machine does that is out of memory.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let quiet_port = silent.local_addr().unwrap().port();
+    let rotel = tool("rotel-agent");
+    let port = if rotel.is_some() { port() } else { quiet_port };
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let daemon = setup(&["--otlp-endpoint", &endpoint, "--otlp-logs"]).prepare();
+    let mut collector = rotel.map(|rotel| collector(&rotel, &daemon, port));
+    daemon.serve();
+    daemon.apply_ready(
+        "apiVersion: ostler.dev/v1\nkind: Process\nmetadata: {name: web}\nspec: {command: [sleep, '1000'], workingDir: /, backoff: {initial: 0s}}\n",
+    );
+    if let Some(collector) = &mut collector {
+        wait_until("the collector to have heard of it", || collector.text().contains("spawn").then_some(()));
+        collector.kill();
+        // Something else has its address now, and never answers.
+        let lying = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok();
+        work_goes_on(&daemon);
+        drop(lying);
+    } else {
+        work_goes_on(&daemon);
+    }
+    let began = Instant::now();
+    daemon.ok(&["shutdown"]);
+    daemon.ends();
+    assert!(began.elapsed() < Duration::from_secs(15), "the end took {:?}", began.elapsed());
+}
+
+/// Crashes, restarts and much output, while nobody takes what is told of them.
+fn work_goes_on(daemon: &Daemon) {
+    let controller = daemon.controller().expect("a controller");
+    daemon.apply_ready(
+        "apiVersion: ostler.dev/v1\nkind: Process\nmetadata: {name: loud}\nspec: {command: [sh, -c, 'yes 0123456789012345678901234567890123456789 | head -c 20000000; exec sleep 1000'], workingDir: /}\n",
+    );
+    for round in 1..=20 {
+        proc::signal(daemon.running("web-0"), libc::SIGKILL);
+        daemon.instance_when("web-0", "running again", |it| it.restarts() >= round && it.ready());
+        daemon.ok(&["restart", "process/loud"]);
+    }
+    daemon.instance_when("loud-0", "running", |it| it.phase() == "Running" && it.ready());
+    assert_eq!(daemon.controller(), Some(controller), "the controller was replaced");
+    let rollup = fs::read_to_string(format!("/proc/{}/status", controller.pid)).unwrap();
+    let anonymous = rollup.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    let kib: u64 = anonymous.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(kib < 64 << 10, "the controller has grown to {kib} KiB");
+}
+
+#[test]
+fn an_address_that_is_taken_is_told_at_once() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let daemon = Setup::default().prepare();
+    let output = daemon.cli(&["serve", "--metrics-listen", &address]);
+    assert_eq!(output.code, 1, "{}", output.stderr);
+    assert!(output.stderr.contains(&address) && output.stderr.contains("--metrics-listen"), "{}", output.stderr);
+    let output = daemon.cli(&["serve", "--otlp-endpoint", "collector:4317"]);
+    assert_eq!(output.code, 2, "{}", output.stderr);
+    assert!(output.stderr.contains("http://HOST:PORT"), "{}", output.stderr);
+}
+
+#[test]
+fn the_alert_rules_are_rules() {
+    let Some(promtool) = tool("promtool") else {
+        return skipped("the_alert_rules_are_rules", "there is no promtool; .ci/run installs it");
+    };
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let check = Command::new(promtool).args(["check", "rules"]).arg(docs.join("ostler.rules.yaml")).output().unwrap();
+    assert!(
+        check.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&check.stdout),
+        String::from_utf8_lossy(&check.stderr)
+    );
+}
+
+/// Every metric that rules and dashboard ask for is one that the documentation lists.
+#[test]
+fn rules_and_dashboard_use_documented_metrics() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let listed = fs::read_to_string(docs.join("observability.md")).unwrap();
+    let dashboard = fs::read_to_string(docs.join("grafana-dashboard.json")).unwrap();
+    let parsed: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
+    assert!(parsed["panels"].as_array().is_some_and(|panels| panels.len() >= 8));
+    let rules = fs::read_to_string(docs.join("ostler.rules.yaml")).unwrap();
+    let mut used = 0;
+    for text in [dashboard, rules] {
+        for word in text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|it| it.starts_with("ostler_"))
+        {
+            let name = ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
+            assert!(listed.contains(&format!("`{name}`")), "{name} is not in docs/observability.md");
+            used += 1;
+        }
+    }
+    assert!(used > 10);
+}
