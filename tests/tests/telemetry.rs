@@ -255,14 +255,18 @@ fn prometheus_scrapes_what_happened() {
     daemon.apply_ready(&manifest::sleeper("web").to_string());
     proc::signal(daemon.running("web-0"), libc::SIGKILL);
     daemon.instance_when("web-0", "running again", |it| it.restarts() == 1 && it.ready());
+    daemon.apply_ready(
+        "apiVersion: ostler.dev/v1\nkind: Process\nmetadata: {name: probed}\nspec: {command: [sleep, '1000'], workingDir: /, readinessProbe: {exec: {command: ['true']}, interval: 1s}}\n",
+    );
     let metrics = wait_until("the metrics of a restart", || {
         let metrics = http(port, "/metrics")?;
         let restarts = value(&metrics, "ostler_process_restarts_total{module=\"default/web\",reason=\"Crashed\"}");
         let running = value(&metrics, "ostler_instances{phase=\"Running\"}");
-        (restarts == Some(1.0) && running == Some(1.0)).then_some(metrics)
+        let sampled = value(&metrics, "ostler_module_memory_bytes{module=\"default/web\"}");
+        (restarts == Some(1.0) && running == Some(2.0) && sampled.is_some_and(|it| it > 0.0)).then_some(metrics)
     });
     for (series, least) in [
-        ("ostler_events_total{event=\"Started\",topic=\"Instance\"}", 2.0),
+        ("ostler_events_total{event=\"Started\",topic=\"lifecycle\"}", 2.0),
         ("ostler_processes{type=\"instance\"}", 1.0),
         ("ostler_process_lifetime_seconds_count{module=\"default/web\"}", 1.0),
         ("ostler_process_lifetime_seconds_bucket{module=\"default/web\",le=\"3600\"}", 1.0),
@@ -277,6 +281,8 @@ fn prometheus_scrapes_what_happened() {
         ("ostler_store_commit_duration_seconds_count{durability=\"durable\"}", 1.0),
         ("ostler_api_calls_total{code=\"Ok\",method=\"ostler.v1.Ostler/Apply\"}", 1.0),
         ("ostler_watch_lag ", 0.0),
+        ("ostler_probe_duration_seconds_count{mechanism=\"exec\",probe=\"readiness\",result=\"passed\"}", 1.0),
+        ("ostler_probe_verdicts_total{probe=\"readiness\",verdict=\"Healthy\"}", 1.0),
         ("ostler_log_size_bytes ", 0.0),
         ("process_cpu_time_seconds_total{ostler_process_type=\"controller\"}", 0.0),
     ] {

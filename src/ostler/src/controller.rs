@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use ostler_cli::OnShutdown;
 use ostler_core::Span;
 use ostler_engine::driver::{KeeperDriver, KeeperProgram};
+use ostler_engine::probe::Meter;
 use ostler_engine::usage::{self, Sampler};
 use ostler_engine::{Clock, Controller, Ended, Options, Start, StartFailed};
 use ostler_keeper::wire;
@@ -114,10 +115,13 @@ async fn operate(
         error!(%why, "cannot start a thread; the usage of instances is not known");
         Sampler::off()
     });
+    if let Some(metrics) = ostler_telemetry::metrics() {
+        crate::observe::usage(metrics, &sampler);
+    }
     let probes = ostler_engine::probe::Settings {
         state_dir: shared.state_dir.clone(),
         allow: shared.probe_allow.clone(),
-        meter: None,
+        meter: ostler_telemetry::metrics().map(|metrics| Arc::new(crate::observe::Checks(metrics)) as Arc<dyn Meter>),
     };
     let start = Start { options, store: Arc::clone(&store), driver, clock: Clock::system(), sampler, probes };
     let (controller, handle) = Controller::new(start).await?;

@@ -56,7 +56,7 @@ impl Metrics {
                 .build()
         };
         Self {
-            events: counter("ostler.events", "{event}", "Events by the kind of their object and their reason"),
+            events: counter("ostler.events", "{event}", "Events by topic and reason"),
             restarts: counter("ostler.process.restarts", "{restart}", "Restarts of instances by what made them end"),
             lifetimes: histogram("ostler.process.lifetime", "How long processes lived, at their end", &LIFETIMES),
             reconciles: histogram("ostler.reconcile.duration", "How long a look at an object took", &QUICK),
@@ -71,9 +71,9 @@ impl Metrics {
         }
     }
 
-    /// An event was recorded: `topic` is the kind of the object, `event` its reason.
-    pub fn event(&self, topic: &'static str, event: &str) {
-        self.events.add(1, &[KeyValue::new("topic", topic), KeyValue::new("event", event.to_owned())]);
+    /// An event was recorded: `topic` is what it is about, `event` its reason.
+    pub fn event(&self, topic: &'static str, event: &'static str) {
+        self.events.add(1, &[KeyValue::new("topic", topic), KeyValue::new("event", event)]);
     }
 
     /// An instance of `module` (`namespace/process`) was started again after an end for `reason`.

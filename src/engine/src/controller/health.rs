@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ostler_core::Timestamp;
-use ostler_core::kinds::{InstanceStatus, Phase, ProbeKind, ProbesStatus, ProcessSpec};
+use ostler_core::kinds::{Health, InstanceStatus, Phase, ProbeKind, ProbesStatus, ProcessSpec};
 use ostler_core::plan::instance::{Attempt, AttemptState};
 use ostler_keeper::wire;
 use ostler_probe::{News, Report, Target};
@@ -96,6 +96,10 @@ impl<D: Driver> Controller<D> {
                 News::Verdict(kind, mut status) => {
                     let before = probes.get(kind);
                     let same = before.filter(|before| before.verdict == status.verdict);
+                    let was = before.map_or(Health::Unknown, |before| before.verdict);
+                    if was != status.verdict {
+                        self.observer.verdict(&id, kind, was, &status);
+                    }
                     status.since = same.map_or(Some(now), |before| before.since);
                     *probes.get_mut(kind) = Some(status);
                 }

@@ -11,7 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use ostler_core::Metadata;
-use ostler_core::kinds::{Condition, Instance, InstanceStatus, Phase, Process, ProcessStatus, TRACEPARENT, Truth};
+use ostler_core::kinds::{
+    Condition, Health, Instance, InstanceStatus, Phase, ProbeKind, ProbeStatus, Process, ProcessStatus, TRACEPARENT,
+    Truth,
+};
 use ostler_core::plan::instance::{Action, Attempt, AttemptState, Plan};
 use ostler_store::{Revision, Store};
 use ostler_telemetry::{Metrics, TARGET, child_of, link, metrics, traceparent};
@@ -186,7 +189,7 @@ impl Observer {
                 journey.stop = None;
             }
         } else {
-            let process_id = id(&object.metadata.namespace, &object.spec.owner());
+            let process_id = id(&object.metadata.namespace, object.spec.owner());
             let parent = if let Some(rollout) = traces.rollouts.get(&process_id) {
                 child_of(&span, rollout);
                 Some(rollout.clone())
@@ -286,6 +289,25 @@ impl Observer {
         if let Some(why) = failed {
             span.record("otel.status_code", "ERROR");
             span.record("ostler.error", why);
+        }
+    }
+
+    /// A probe has come to another verdict. Outside of what is under way with the instance it is a trace of its own.
+    pub(crate) fn verdict(&self, instance_id: &Id, probe: ProbeKind, before: Health, now: &ProbeStatus) {
+        if let Some(metrics) = metrics() {
+            metrics.verdict(probe.name(), now.verdict.name());
+        }
+        let Some(traces) = &self.traces else { return };
+        let span = info_span!(
+            target: TARGET, parent: None, "verdict",
+            ostler.instance = &**instance_id,
+            ostler.probe = probe.name(),
+            ostler.verdict.from = before.name(),
+            ostler.verdict.to = now.verdict.name(),
+            ostler.message = now.output,
+        );
+        if let Some(journey) = traces.journeys.get(instance_id) {
+            child_of(&span, &journey.parent);
         }
     }
 
