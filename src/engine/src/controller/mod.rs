@@ -219,7 +219,9 @@ impl<D: Driver> Controller<D> {
             }
             Observer::reconciled(kind, began);
         }
-        self.observer.round(self.queue.len(), self.processes.revision().max(self.namespaces.revision()));
+        let watches = [&self.processes, &self.jobs, &self.cronjobs, &self.namespaces];
+        let seen = watches.into_iter().map(ostler_store::Watch::revision).min().unwrap_or_default();
+        self.observer.round(self.queue.len(), seen);
     }
 
     /// How long nothing is due.
