@@ -63,6 +63,44 @@ fn readiness_gates_and_never_kills() {
     assert!(described.contains("readiness"), "{described}");
 }
 
+/// Twenty megabytes, and only then the line that matters.
+const TALKER: &str =
+    "yes 'nothing of interest, again and again, for a long time' | head -c 20000000; echo; echo ready; sleep 100000";
+
+#[test]
+fn probes_given_later_and_controllers_that_begin_later_judge_what_has_long_been_there() {
+    let daemon = Daemon::start();
+    let mut talker = manifest::shell("talker", TALKER);
+    talker["spec"]["startupProbe"] = often(json!({"logLine": {"pattern": "^ready$"}, "failureThreshold": 1000}));
+    // Failed as soon as the log says nothing of it, or is taken to.
+    let line = json!({"pattern": "^ready$", "failurePattern": "^fatal"});
+    talker["spec"]["livenessProbe"] = often(json!({"logLine": line, "failureThreshold": 1}));
+    let mut old = manifest::sleeper("old");
+    daemon.apply(&manifest::all(&[talker, old.clone()]));
+    daemon.instance_when("talker-0", "healthy", |it| it.ready() && probe(it, "liveness")["verdict"] == "Healthy");
+    daemon.instance_when("old-0", "ready", Instance::ready);
+    let (talks, runs) = (daemon.running("talker-0"), daemon.running("old-0"));
+
+    // It has long been up: what is asked of those who start is not asked of it.
+    old["spec"]["startupProbe"] = often(json!({"exec": {"command": ["false"]}, "failureThreshold": 1}));
+    // Its commands are in its cgroup, although there was no probe when it was started.
+    let grouped = daemon.cgroup().is_some();
+    let script = if grouped { "grep -q /probe- /proc/self/cgroup" } else { "true" };
+    old["spec"]["readinessProbe"] = exec(&["sh", "-c", script]);
+    daemon.apply(&old.to_string());
+    let instance = daemon.instance_when("old-0", "probed", |it| probe(it, "readiness")["verdict"] == "Healthy");
+    assert_eq!((probe(&instance, "startup")["passed"].as_bool(), instance.restarts()), (Some(true), 0));
+
+    daemon.kill_controller();
+    daemon.answers();
+    fs::write(daemon.path().join("asked"), "").unwrap();
+    old["spec"]["readinessProbe"] = exec(&["test", "!", "-e", "asked"]);
+    daemon.apply(&old.to_string());
+    daemon.instance_when("old-0", "checked by the next controller", |it| !it.ready());
+    assert_eq!((daemon.running("talker-0"), daemon.running("old-0")), (talks, runs));
+    assert_eq!(daemon.instance("talker-0").restarts(), 0);
+}
+
 #[test]
 fn liveness_restarts_by_policy_and_gives_up_like_any_failure() {
     let daemon = Daemon::start();

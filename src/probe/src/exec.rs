@@ -1,34 +1,56 @@
 //! `exec`: a command in a group of its own, of which nothing is left afterwards.
 //!
-//! One thread starts and buries all commands. It has to be one that never ends: the kernel kills a command when the
-//! thread dies that started it, which is wanted when this process dies and only then. A command and what it forks live
-//! in a cgroup below the instance's, which is emptied and removed after the command's end, at its timeout, or by the
-//! next controller. Where there are no cgroups, a mark in the environment does the same.
+//! Threads that never end start the commands: the kernel kills a command when the thread dies that started it, which is
+//! wanted when this process dies and only then. There is another thread whenever all are busy, up to a bound, because a
+//! program on a file system that does not answer holds its starter up. A command and what it forks live in a cgroup below
+//! the instance's, which is emptied and removed after the command's end, at its timeout, or by the next controller. Where
+//! there are no cgroups, a mark in the environment does the same. Who buries them is in `graves`.
 #![allow(unsafe_code, reason = "what happens between fork and exec")]
 
-use std::ffi::OsStr;
+use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, mpsc};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use ostler_core::Span;
 use ostler_core::kinds::ExecProbe;
 use ostler_core::verdict::Outcome;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::graves::{self, Group, MARK, Place};
 use crate::net::readable;
 use crate::{Surroundings, Target};
 
-/// Variable in the environment of a command that tells whose it is.
-const MARK: &str = "OSTLER_PROBE";
 /// So much of the output is kept, bytes.
 const OUTPUT: usize = 4096;
+/// The most threads that start commands: as many as there may be commands under way.
+const STARTERS: usize = 32;
+
+/// Room for one command: that of the next check has to wait until the one before is gone.
+#[derive(Clone, Debug)]
+pub(crate) struct Plot(Arc<Semaphore>);
+
+impl Default for Plot {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+}
+
+impl Plot {
+    /// Whether nothing is left of the check before.
+    pub(crate) fn is_free(&self) -> bool {
+        self.0.available_permits() > 0
+    }
+
+    pub(crate) fn take(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0).try_acquire_owned().ok()
+    }
+}
 
 /// A command to start.
 struct Order {
@@ -44,27 +66,70 @@ struct Running {
     grave: Option<(Child, Group)>,
 }
 
-/// What holds a command and its offspring together.
-enum Group {
-    Cgroup(PathBuf),
-    Mark(String),
+/// The threads that start commands, and what they are to start.
+#[derive(Default)]
+struct Starters {
+    queue: Mutex<Queue>,
+    more: Condvar,
 }
 
-enum Job {
-    Start(Box<Order>),
-    Bury(Option<Child>, Group, Option<oneshot::Sender<ExitStatus>>),
+#[derive(Default)]
+struct Queue {
+    orders: VecDeque<Order>,
+    threads: usize,
+    idle: usize,
 }
 
-fn jobs() -> &'static mpsc::Sender<Job> {
-    static JOBS: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
-    JOBS.get_or_init(|| {
-        let (sender, receiver) = mpsc::channel();
-        let spawned = std::thread::Builder::new().name("probe-exec".to_owned()).spawn(move || work(&receiver));
-        if let Err(why) = spawned {
-            tracing::error!(%why, "no thread for exec probes");
+impl Starters {
+    fn get() -> &'static Self {
+        static STARTERS: OnceLock<Starters> = OnceLock::new();
+        STARTERS.get_or_init(Self::default)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn submit(&'static self, order: Order) -> io::Result<()> {
+        let mut queue = self.lock();
+        if queue.idle <= queue.orders.len() && queue.threads < STARTERS {
+            match std::thread::Builder::new().name("probe-exec".to_owned()).spawn(|| self.work()) {
+                Ok(_) => queue.threads += 1,
+                Err(why) if queue.threads == 0 => {
+                    graves::bury(None, order.group, None);
+                    return Err(why);
+                }
+                // One of the others will get there.
+                Err(why) => tracing::debug!(%why, "no further thread for commands"),
+            }
         }
-        sender
-    })
+        queue.orders.push_back(order);
+        self.more.notify_one();
+        Ok(())
+    }
+
+    fn work(&self) {
+        loop {
+            let mut queue = self.lock();
+            let order = loop {
+                if let Some(order) = queue.orders.pop_front() {
+                    break order;
+                }
+                queue.idle += 1;
+                queue = self.more.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue.idle -= 1;
+            };
+            drop(queue);
+            let Order { mut command, group, started } = order;
+            if started.is_closed() {
+                // It came too late for whoever waited.
+                graves::bury(None, group, None);
+                continue;
+            }
+            // Dropped when nobody waits any more, and then buried.
+            let _ = started.send(start(&mut command, group));
+        }
+    }
 }
 
 /// A number that makes the names of groups unique.
@@ -73,30 +138,56 @@ fn unique() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Runs the command once. Dropping the future kills it.
-pub(crate) async fn check(exec: &ExecProbe, target: &Target) -> Outcome {
+/// Runs the command once, for `timeout` at most from when it has begun. Dropping the future kills it. What could not
+/// begin within `timeout` could not be run.
+pub(crate) async fn check(exec: &ExecProbe, target: &Target, plot: &Plot, timeout: Span) -> Outcome {
     let surroundings = match &target.surroundings {
         Ok(surroundings) => surroundings,
         Err(why) => return Outcome::CannotRun(why.clone()),
     };
+    let Some(room) = plot.take() else { return Outcome::CannotRun(HELD.to_owned()) };
+    let program = exec.command.first().map(String::as_str).unwrap_or_default();
     let (started, running) = oneshot::channel();
-    let order = order(exec, surroundings, target, started);
-    let job = match order {
-        Ok(order) => Job::Start(Box::new(order)),
+    let order = match order(exec, surroundings, target, room, started) {
+        Ok(order) => order,
         Err(why) => return Outcome::CannotRun(format!("cannot make a group for the command: {why}")),
     };
-    if jobs().send(job).is_err() {
-        return Outcome::CannotRun("there is no thread for commands".to_owned());
+    let begun = Beginning(Some(order.group.place.clone()));
+    if let Err(why) = Starters::get().submit(order) {
+        return Outcome::CannotRun(format!("there is no thread to start {program}: {why}"));
     }
-    let program = exec.command.first().map(String::as_str).unwrap_or_default();
-    let running = match running.await {
-        Ok(Ok(running)) => running,
-        Ok(Err(why)) => return Outcome::CannotRun(format!("cannot execute {program}: {why}")),
-        Err(_) => return Outcome::CannotRun("there is no thread for commands".to_owned()),
+    let running = match tokio::time::timeout(timeout.to_std(), running).await {
+        Ok(Ok(Ok(running))) => running,
+        Ok(Ok(Err(why))) => return Outcome::CannotRun(format!("cannot execute {program}: {why}")),
+        Ok(Err(_)) => return Outcome::CannotRun("there is no thread for commands".to_owned()),
+        Err(_) => return Outcome::CannotRun(format!("{program} could not be started within {timeout}")),
     };
-    match running.end().await {
-        Ok((status, output)) => judge(status, &output),
-        Err(why) => Outcome::CannotRun(format!("cannot watch {program}: {why}")),
+    begun.done();
+    match tokio::time::timeout(timeout.to_std(), running.end()).await {
+        Ok(Ok((status, output))) => judge(status, &output),
+        Ok(Err(why)) => Outcome::CannotRun(format!("cannot watch {program}: {why}")),
+        Err(_) => Outcome::Failed(format!("no answer within {timeout}")),
+    }
+}
+
+/// What is said when the command of the check before is not gone.
+pub(crate) const HELD: &str =
+    "the command of the check before was killed and is not gone; it may wait for a disk that does not answer";
+
+/// A command that is being started: who gives up on it sets its starter free, if a signal can.
+struct Beginning(Option<Place>);
+
+impl Beginning {
+    fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        if let Some(place) = self.0.take() {
+            graves::disturb(place);
+        }
     }
 }
 
@@ -115,12 +206,13 @@ fn order(
     exec: &ExecProbe,
     surroundings: &Surroundings,
     target: &Target,
+    room: OwnedSemaphorePermit,
     started: oneshot::Sender<io::Result<Running>>,
 ) -> io::Result<Order> {
     let expand = |word: &String| ostler_core::expand::expand(word, |name| surroundings.env.get(name).cloned());
     let mut words = exec.command.iter().map(expand);
     let mut command = Command::new(words.next().unwrap_or_default());
-    let mark = format!("{}/{}", target.uid, unique());
+    let mark = format!("{}/{}{}", target.uid, graves::own(), unique());
     command
         .args(words)
         .env_clear()
@@ -128,14 +220,13 @@ fn order(
         .env(MARK, &mark)
         .current_dir(&surroundings.working_dir)
         .stdin(Stdio::null());
-    let (group, procs) = if target.cgroup.is_empty() {
-        (Group::Mark(format!("{MARK}={mark}")), None)
+    let (place, procs) = if target.cgroup.is_empty() {
+        (Place::Mark(mark), None)
     } else {
-        let path = Path::new(&target.cgroup).join(format!("probe-{}-{}", std::process::id(), unique()));
+        let path = Path::new(&target.cgroup).join(format!("probe-{}{}", graves::own(), unique()));
         fs::create_dir(&path)?;
-        let group = Group::Cgroup(path.clone());
         match File::options().write(true).open(path.join("cgroup.procs")) {
-            Ok(procs) => (group, Some(procs)),
+            Ok(procs) => (Place::Cgroup(path), Some(procs)),
             Err(why) => {
                 let _ = fs::remove_dir(&path);
                 return Err(why);
@@ -146,7 +237,7 @@ fn order(
     let Surroundings { uid, gid, groups, .. } = surroundings.clone();
     // SAFETY: between fork and exec only system calls are made; everything they need was allocated before.
     unsafe { command.pre_exec(move || settle(parent, procs.as_ref(), uid, gid, &groups)) };
-    Ok(Order { command, group, started })
+    Ok(Order { command, group: Group { place, room: Some(room) }, started })
 }
 
 /// In the child: joins the group, begins a session, becomes the user, and is tied to its parent's life.
@@ -204,7 +295,7 @@ impl Running {
         let _ = drain(pipe.get_ref(), &mut output);
         let Some((child, group)) = self.grave.take() else { return Err(io::ErrorKind::NotFound.into()) };
         let (told, status) = oneshot::channel();
-        let _ = jobs().send(Job::Bury(Some(child), group, Some(told)));
+        graves::bury(Some(child), group, Some(told));
         let status = status.await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
         Ok((status, output))
     }
@@ -213,7 +304,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some((child, group)) = self.grave.take() {
-            let _ = jobs().send(Job::Bury(Some(child), group, None));
+            graves::bury(Some(child), group, None);
         }
     }
 }
@@ -247,42 +338,7 @@ fn drain(pipe: &OwnedFd, output: &mut Vec<u8>) -> io::Result<Drained> {
     Ok(Drained::More)
 }
 
-/// The thread: starts what is ordered, and looks after the graves until nothing moves in them.
-fn work(receiver: &mpsc::Receiver<Job>) {
-    let mut graves: Vec<Grave> = Vec::new();
-    loop {
-        let job = if graves.is_empty() {
-            match receiver.recv() {
-                Ok(job) => Some(job),
-                Err(_) => return,
-            }
-        } else {
-            match receiver.recv_timeout(Duration::from_millis(10)) {
-                Ok(job) => Some(job),
-                Err(mpsc::RecvTimeoutError::Timeout) => None,
-                Err(mpsc::RecvTimeoutError::Disconnected) => return,
-            }
-        };
-        match job {
-            Some(Job::Start(order)) => {
-                let Order { mut command, group, started } = *order;
-                let (running, leftover) = start(&mut command, group);
-                graves.extend(leftover.map(|group| Grave { child: None, group, told: None, quiet: 0 }));
-                // Dropped when nobody waits any more, and then buried.
-                let _ = started.send(running);
-            }
-            Some(Job::Bury(child, group, told)) => {
-                let mut grave = Grave { child, group, told, quiet: 0 };
-                if !grave.close() {
-                    graves.push(grave);
-                }
-            }
-            None => graves.retain_mut(|grave| !grave.close()),
-        }
-    }
-}
-
-fn start(command: &mut Command, group: Group) -> (io::Result<Running>, Option<Group>) {
+fn start(command: &mut Command, group: Group) -> io::Result<Running> {
     let spawned = (|| {
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&reader, true)?;
@@ -294,7 +350,10 @@ fn start(command: &mut Command, group: Group) -> (io::Result<Running>, Option<Gr
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let (child, output) = match spawned {
         Ok(spawned) => spawned,
-        Err(why) => return (Err(why), Some(group)),
+        Err(why) => {
+            graves::bury(None, group, None);
+            return Err(why);
+        }
     };
     let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
     let pidfd = pid.ok_or(io::Error::from(io::ErrorKind::InvalidInput)).and_then(|pid| {
@@ -302,153 +361,10 @@ fn start(command: &mut Command, group: Group) -> (io::Result<Running>, Option<Gr
         Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
     });
     match pidfd {
-        Ok(pidfd) => (Ok(Running { fds: Some((pidfd, output)), grave: Some((child, group)) }), None),
+        Ok(pidfd) => Ok(Running { fds: Some((pidfd, output)), grave: Some((child, group)) }),
         Err(why) => {
-            let _ = jobs().send(Job::Bury(Some(child), group, None));
-            (Err(why), None)
+            graves::bury(Some(child), group, None);
+            Err(why)
         }
     }
-}
-
-/// A command that has ended or has to.
-struct Grave {
-    child: Option<Child>,
-    group: Group,
-    told: Option<oneshot::Sender<ExitStatus>>,
-    /// So many looks in a row found nobody.
-    quiet: u32,
-}
-
-impl Grave {
-    /// Kills what lives of it; true when nothing is left.
-    fn close(&mut self) -> bool {
-        if let Some(child) = &mut self.child {
-            match child.try_wait() {
-                Ok(Some(status)) => {
-                    self.child = None;
-                    if let Some(told) = self.told.take() {
-                        let _ = told.send(status);
-                    }
-                }
-                Ok(None) => {
-                    let _ = child.kill();
-                }
-                Err(_) => self.child = None,
-            }
-        }
-        let empty = self.group.close() && self.child.is_none();
-        self.quiet = if empty { self.quiet + 1 } else { 0 };
-        // A process that is just being forked or executed cannot be seen by its environment; a cgroup hides nobody.
-        let enough = match self.group {
-            Group::Cgroup(_) => 1,
-            Group::Mark(_) => 4,
-        };
-        self.quiet >= enough
-    }
-}
-
-impl Group {
-    /// Kills who is in it; true when it is empty, and gone.
-    fn close(&self) -> bool {
-        match self {
-            Self::Cgroup(path) => close_cgroup(path),
-            Self::Mark(mark) => {
-                let marked = marked(mark.as_bytes(), true);
-                for pidfd in &marked {
-                    let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
-                }
-                marked.is_empty()
-            }
-        }
-    }
-}
-
-fn close_cgroup(path: &Path) -> bool {
-    match fs::remove_dir(path) {
-        Ok(()) => return true,
-        Err(why) if why.kind() == io::ErrorKind::NotFound => return true,
-        Err(_) => {}
-    }
-    if fs::write(path.join("cgroup.kill"), "1").is_err() {
-        // cgroup v1: one by one, by a descriptor that is only used for who is still in the group.
-        let members = || {
-            let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-            text.lines().filter_map(|line| line.parse::<i32>().ok()).collect::<Vec<_>>()
-        };
-        let opened: Vec<(i32, OwnedFd)> = members()
-            .into_iter()
-            .filter_map(|pid| {
-                let fd = rustix::process::pidfd_open(
-                    rustix::process::Pid::from_raw(pid)?,
-                    rustix::process::PidfdFlags::empty(),
-                );
-                Some((pid, fd.ok()?))
-            })
-            .collect();
-        let still = members();
-        for (pid, pidfd) in opened {
-            if still.contains(&pid) {
-                let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
-            }
-        }
-    }
-    // Whoever began a group below is killed with this one on v2.
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            close_cgroup(&entry.path());
-        }
-    }
-    fs::remove_dir(path).is_ok()
-}
-
-/// The processes with this entry in their environment, or, unless it is `whole`, with one that begins so.
-fn marked(mark: &[u8], whole: bool) -> Vec<OwnedFd> {
-    let mut found = Vec::new();
-    let mut environment = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(rustix::process::Pid::from_raw)
-        else {
-            continue;
-        };
-        let mut has = || {
-            environment.clear();
-            let read = File::open(entry.path().join("environ")).and_then(|mut file| file.read_to_end(&mut environment));
-            read.is_ok()
-                && environment
-                    .split(|byte| *byte == 0)
-                    .any(|entry| if whole { entry == mark } else { entry.starts_with(mark) })
-        };
-        if !has() {
-            continue;
-        }
-        // Looked at once more when there is a descriptor: the number may have changed hands.
-        if let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
-            && has()
-        {
-            found.push(pidfd);
-        }
-    }
-    found
-}
-
-/// Ends what an earlier controller has left behind of its checks of this instance.
-pub(crate) fn bury_leftovers(target: &Arc<Target>) {
-    if target.cgroup.is_empty() {
-        for pidfd in marked(format!("{MARK}={}/", target.uid).as_bytes(), false) {
-            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
-        }
-        return;
-    }
-    let own = format!("probe-{}-", std::process::id());
-    for entry in fs::read_dir(&target.cgroup).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if name.as_bytes().starts_with(b"probe-") && !is_own(&name, &own) {
-            let _ = jobs().send(Job::Bury(None, Group::Cgroup(entry.path()), None));
-        }
-    }
-}
-
-fn is_own(name: &OsStr, own: &str) -> bool {
-    name.as_bytes().starts_with(own.as_bytes())
 }

@@ -1,7 +1,9 @@
 //! `grpc`: the gRPC health checking protocol.
 
+use std::io;
 use std::net::SocketAddr;
 
+use hyper_util::rt::TokioIo;
 use ostler_core::kinds::Grpc;
 use ostler_core::verdict::Outcome;
 use tonic::Code;
@@ -10,23 +12,32 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::net;
+
 /// Whether the service is SERVING.
 pub(crate) async fn check(grpc: &Grpc, addresses: &[SocketAddr]) -> Outcome {
-    let mut outcome = Outcome::CannotRun("no address".to_owned());
-    for address in addresses {
-        let endpoint = match Endpoint::from_shared(format!("http://{address}")) {
-            Ok(endpoint) => endpoint,
-            Err(why) => return Outcome::CannotRun(why.to_string()),
-        };
-        match endpoint.connect().await {
-            Ok(channel) => return ask(HealthClient::new(channel), &grpc.service).await,
-            Err(why) => {
-                let why = std::error::Error::source(&why).map_or_else(|| why.to_string(), ToString::to_string);
-                outcome = Outcome::Failed(format!("cannot connect to {address}: {why}"));
-            }
+    let Some(address) = addresses.first() else { return Outcome::CannotRun("no address".to_owned()) };
+    let endpoint = match Endpoint::from_shared(format!("http://{address}")) {
+        Ok(endpoint) => endpoint,
+        Err(why) => return Outcome::CannotRun(why.to_string()),
+    };
+    // Connected here, where it can be told what an error is about.
+    let stream = match net::connect(addresses).await {
+        Ok(stream) => stream,
+        Err(outcome) => return outcome,
+    };
+    let mut slot = Some(stream);
+    let connector = tower::service_fn(move |_| {
+        let stream = slot.take().map(TokioIo::new).ok_or(io::ErrorKind::NotConnected);
+        async move { stream.map_err(io::Error::from) }
+    });
+    match endpoint.connect_with_connector(connector).await {
+        Ok(channel) => ask(HealthClient::new(channel), &grpc.service).await,
+        Err(why) => {
+            let why = std::error::Error::source(&why).map_or_else(|| why.to_string(), ToString::to_string);
+            Outcome::Failed(format!("no HTTP/2 connection to {address}: {why}"))
         }
     }
-    outcome
 }
 
 async fn ask(mut client: HealthClient<tonic::transport::Channel>, service: &str) -> Outcome {

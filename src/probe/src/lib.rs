@@ -9,6 +9,7 @@
 //! which is killed at the timeout, after its end, and, should this process die, with it or by its successor.
 
 mod exec;
+mod graves;
 mod grpc;
 mod http;
 mod log;

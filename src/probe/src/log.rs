@@ -1,16 +1,15 @@
 //! `logLine`: the output since the attempt's start, read forward once, over rotations.
 
 use std::path::Path;
+use std::time::Instant;
 
-use ostler_core::kinds::{LogLine, LogStream};
+use ostler_core::kinds::{LogLine, LogStream, ProbeStatus};
 use ostler_core::verdict::{Outcome, shorten};
 use ostler_keeper::logs::{Attempts, Filter, Reader, Stream};
 use regex::bytes::Regex;
 
 /// The longest part of a line that is matched, bytes.
 const LINE: usize = 64 << 10;
-/// So much is read in one check, bytes; what is left is read by the next ones.
-const MOST: usize = 16 << 20;
 
 /// How far the output of an attempt was read, and what was found.
 #[derive(Debug, Default)]
@@ -19,6 +18,8 @@ pub(crate) struct Scan {
     /// The begun line of each stream.
     partial: [Vec<u8>; 2],
     found: Option<Outcome>,
+    /// Bytes, for messages.
+    read: u64,
 }
 
 /// The expressions of a `logLine`.
@@ -29,27 +30,47 @@ pub(crate) struct Patterns {
 }
 
 impl Scan {
-    /// Goes on from what was found before.
-    pub(crate) fn resume(passed: bool, line: &LogLine) -> Self {
-        // With a single expression that was found, nothing that comes can change it.
-        let settled = passed && line.failure_pattern.is_none();
-        Self { found: settled.then(|| Outcome::Passed("the line was found before".to_owned())), ..Self::default() }
+    /// Goes on from what was found before, which holds until the log has been read as far as it was then.
+    pub(crate) fn resume(known: Option<&ProbeStatus>, line: &LogLine) -> Self {
+        let found = known.and_then(|known| {
+            if known.failures > 0 && line.failure_pattern.is_some() {
+                Some(Outcome::Failed(known.output.clone()))
+            } else if known.passed {
+                Some(Outcome::Passed("the line was found before".to_owned()))
+            } else {
+                None
+            }
+        });
+        Self { found, ..Self::default() }
     }
 
-    /// Reads what has come since the last call. Blocks on the disk.
-    pub(crate) fn check(&mut self, line: &LogLine, patterns: &Patterns, directory: &Path, attempt: u64) -> Outcome {
+    /// Reads what has come since the last call, and judges when it has seen all of it; gives up at `until`. Blocks on
+    /// the disk.
+    pub(crate) fn check(
+        &mut self,
+        line: &LogLine,
+        patterns: &Patterns,
+        directory: &Path,
+        attempt: u64,
+        until: Instant,
+    ) -> Outcome {
+        // With a single expression that was found, nothing that comes can change it.
         if line.failure_pattern.is_none()
             && let Some(found) = &self.found
         {
             return found.clone();
         }
-        if let Err(why) = self.read(line, patterns, directory, attempt) {
-            return Outcome::CannotRun(format!("cannot read the log in {}: {why}", directory.display()));
-        }
+        let all = match self.read(line, patterns, directory, attempt, until) {
+            Ok(all) => all,
+            Err(why) => return Outcome::CannotRun(format!("cannot read the log in {}: {why}", directory.display())),
+        };
         if self.found.is_some() && line.failure_pattern.is_none() {
             // Descriptors are for those who wait.
             self.reader = None;
             self.partial = Default::default();
+        } else if !all {
+            // What comes later decides.
+            return Outcome::CannotRun(format!("still reading the log, {} MiB so far", self.read >> 20));
         }
         match &self.found {
             Some(found) => found.clone(),
@@ -58,7 +79,15 @@ impl Scan {
         }
     }
 
-    fn read(&mut self, line: &LogLine, patterns: &Patterns, directory: &Path, attempt: u64) -> std::io::Result<()> {
+    /// Reads on; whether to the end.
+    fn read(
+        &mut self,
+        line: &LogLine,
+        patterns: &Patterns,
+        directory: &Path,
+        attempt: u64,
+        until: Instant,
+    ) -> std::io::Result<bool> {
         if self.reader.is_none() {
             let stream = line.stream.map(|stream| match stream {
                 LogStream::Stdout => Stream::Stdout,
@@ -67,19 +96,20 @@ impl Scan {
             let filter = Filter { attempts: Attempts::Only(attempt), stream, ..Filter::default() };
             self.reader = Some(Reader::open(directory, filter)?);
         }
-        let mut read = 0;
-        while read < MOST {
-            let Some(reader) = &mut self.reader else { break };
+        while let Some(reader) = &mut self.reader {
             let chunks = reader.poll()?;
             if chunks.is_empty() {
-                break;
+                return Ok(true);
             }
             for chunk in chunks {
-                read += chunk.data.len();
+                self.read += chunk.data.len() as u64;
                 self.take(chunk.stream, &chunk.data, patterns);
             }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn take(&mut self, stream: Stream, data: &[u8], patterns: &Patterns) {
@@ -122,6 +152,53 @@ mod tests {
     fn patterns(good: Option<&str>, bad: Option<&str>) -> Patterns {
         let regex = |text: Option<&str>| text.map(|text| Regex::new(text).unwrap());
         Patterns { good: regex(good), bad: regex(bad) }
+    }
+
+    #[test]
+    fn nothing_is_judged_before_all_of_it_has_been_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut text = b"fatal\n".to_vec();
+        text.extend(std::iter::repeat_n(*b"some text\n", 500_000).flatten());
+        text.extend_from_slice(b"ready\n");
+        std::fs::write(directory.path().join("00000001.log"), text).unwrap();
+        // Everything is what attempt 1 wrote to stdout.
+        let index = b"ostlridx\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x80\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        std::fs::write(directory.path().join("00000001.idx"), index).unwrap();
+        let line: LogLine =
+            serde_json::from_value(serde_json::json!({"pattern": "^ready", "failurePattern": "^fatal"})).unwrap();
+        let patterns = patterns(line.pattern.as_deref(), line.failure_pattern.as_deref());
+        let known = ProbeStatus { passed: true, ..ProbeStatus::default() };
+        for known in [None, Some(&known)] {
+            let mut scan = Scan::resume(known, &line);
+            let mut waits = 0;
+            // No time for more than one look.
+            let found = loop {
+                match scan.check(&line, &patterns, directory.path(), 1, Instant::now()) {
+                    Outcome::CannotRun(why) => assert!(why.starts_with("still reading the log"), "{why}"),
+                    found @ (Outcome::Passed(_) | Outcome::Failed(_)) => break found,
+                }
+                waits += 1;
+            };
+            assert_eq!(found, Outcome::Passed("ready".to_owned()));
+            assert!(waits > 10, "{waits}");
+        }
+    }
+
+    #[test]
+    fn what_was_found_before_holds_when_the_log_no_longer_tells() {
+        let directory = tempfile::tempdir().unwrap();
+        let both: LogLine =
+            serde_json::from_value(serde_json::json!({"pattern": "^ready", "failurePattern": "^fatal"})).unwrap();
+        let patterns = patterns(both.pattern.as_deref(), both.failure_pattern.as_deref());
+        let passed = ProbeStatus { passed: true, ..ProbeStatus::default() };
+        let failing = ProbeStatus { failures: 1, output: "fatal: no".to_owned(), ..passed.clone() };
+        for (known, expected) in [
+            (&passed, Outcome::Passed("the line was found before".to_owned())),
+            (&failing, Outcome::Failed("fatal: no".to_owned())),
+        ] {
+            let found = Scan::resume(Some(known), &both).check(&both, &patterns, directory.path(), 1, Instant::now());
+            assert_eq!(found, expected);
+        }
     }
 
     #[test]

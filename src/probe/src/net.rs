@@ -50,12 +50,23 @@ pub(crate) async fn addresses(host: Option<&str>, port: u16, allow: &[Allow]) ->
 pub(crate) async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, Outcome> {
     let mut outcome = Outcome::CannotRun("no address".to_owned());
     for address in addresses {
-        match TcpStream::connect(address).await {
+        match TcpStream::connect(address).await.and_then(with_somebody) {
             Ok(stream) => return Ok(stream),
             Err(why) => outcome = of_error(&why, &format!("cannot connect to {address}")),
         }
     }
     Err(outcome)
+}
+
+/// A connection to somebody else. One to a port from which the kernel takes the numbers of those who connect, and on
+/// which nobody listens, can come to be with itself.
+fn with_somebody(stream: TcpStream) -> io::Result<TcpStream> {
+    if stream.local_addr()? != stream.peer_addr()? {
+        return Ok(stream);
+    }
+    // Without a trace: the port is somebody else's.
+    stream.set_zero_linger()?;
+    Err(io::Error::from_raw_os_error(libc::ECONNREFUSED))
 }
 
 /// What an error of a system call says about the process: nothing, when it is this side that is short of something.
@@ -75,4 +86,31 @@ pub(crate) fn readable<T: AsRawFd + Into<OwnedFd>>(owner: T) -> io::Result<Async
     // SAFETY: what can be turned into an `OwnedFd` owns its descriptor and keeps it; `AsyncFd` owns that until it is
     // dropped, and nobody here takes the descriptor out of it.
     unsafe { AsyncFd::register_with_interest(owner, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_with_itself_is_refused() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let own = socket.local_addr().unwrap();
+        let with_itself = socket.connect(own).await.unwrap();
+        assert_eq!(with_somebody(with_itself).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        // The port is free again at once.
+        let listener = tokio::net::TcpListener::bind(own).await.unwrap();
+        assert!(connect(&[own]).await.is_ok());
+        drop(listener);
+        assert!(matches!(connect(&[own]).await, Err(Outcome::Failed(_))));
+    }
+
+    #[test]
+    fn what_this_side_lacks_says_nothing_about_the_process() {
+        for (errno, cannot_run) in [(libc::EMFILE, true), (libc::ENOBUFS, true), (libc::ECONNREFUSED, false)] {
+            let outcome = of_error(&io::Error::from_raw_os_error(errno), "x");
+            assert_eq!(matches!(outcome, Outcome::CannotRun(_)), cannot_run, "{outcome:?}");
+        }
+    }
 }

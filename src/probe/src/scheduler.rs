@@ -3,21 +3,23 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use ostler_core::Span;
 use ostler_core::allow::Allow;
-use ostler_core::kinds::{Check, Health, NotifyStatus, Probe, ProbeKind};
+use ostler_core::kinds::{Check, Health, LogLine, NotifyStatus, Probe, ProbeKind};
 use ostler_core::verdict::{Outcome, Tally};
 use regex::bytes::Regex;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use crate::exec::{self, Plot};
 use crate::log::{Patterns, Scan};
-use crate::notify::{self, Message, Senders, Sockets};
-use crate::{Meter, News, Report, Settings, Target, exec, grpc, http, net, process};
+use crate::notify::{self, Custody, Message, Senders, Sockets};
+use crate::{Meter, News, Report, Settings, Target, graves, grpc, http, net, process};
 
 /// The handle of the scheduler, which ends with it.
 #[derive(Clone, Debug)]
@@ -29,6 +31,7 @@ pub struct Prober {
 enum Command {
     Watch(Box<Target>),
     Forget(Arc<str>),
+    Custody(Custody),
 }
 
 impl Prober {
@@ -58,6 +61,13 @@ impl Prober {
         let _ = self.commands.send(Command::Forget(Arc::clone(id)));
     }
 
+    /// Tells what the processes of instances can be known by before they are watched: they descend from the process
+    /// `keeper`, or are in a cgroup below `cgroup` (empty when there are none). What anybody else says by sd_notify(3) is
+    /// not kept.
+    pub fn listen_to(&self, keeper: i32, cgroup: &str) {
+        let _ = self.commands.send(Command::Custody(Custody::new(keeper, cgroup)));
+    }
+
     /// The value of NOTIFY_SOCKET for a process; `switches` when it runs as another user than the daemon, who cannot
     /// enter the state directory.
     pub fn notify_address(&self, switches: bool) -> String {
@@ -78,6 +88,13 @@ enum Class {
 
 const CLASSES: [(Class, usize); 3] = [(Class::Network, 1024), (Class::Command, 32), (Class::Disk, 8)];
 
+/// So soon it is looked again whether the command of the check before is gone.
+const HELD: Duration = Duration::from_millis(20);
+/// Between two checks because of what a process said.
+const SPOKEN: Duration = Duration::from_millis(10);
+/// A probe whose commands do not die is tried less often, at most so many doublings of its interval.
+const MOST_BACKOFF: u32 = 5;
+
 /// The verdict, whether it counts as passed, and whether the check could not be run.
 type Published = (Health, bool, bool);
 
@@ -94,6 +111,11 @@ struct Entry {
     log: Option<Arc<Mutex<Scan>>>,
     regex: Option<Arc<Regex>>,
     patterns: Option<Arc<Patterns>>,
+    /// Where its command is.
+    plot: Option<Plot>,
+    /// Since when the next command has been waiting for the one before to be gone, and the doublings of the interval.
+    held: Option<Instant>,
+    backoff: u32,
 }
 
 /// An attempt.
@@ -102,6 +124,7 @@ struct Watched {
     entries: Vec<Entry>,
     notify: Option<Box<notify::State>>,
     published: NotifyStatus,
+    published_at: Instant,
 }
 
 /// A check that is over.
@@ -131,6 +154,8 @@ struct Scheduler {
     under_way: HashMap<tokio::task::Id, (Place, Class)>,
     busy: [usize; CLASSES.len()],
     waiting: [VecDeque<Place>; CLASSES.len()],
+    /// For reading logs; kept until the disk has answered, however long that takes.
+    disk: Arc<Semaphore>,
     senders: Senders,
     regexes: HashMap<String, Arc<Regex>>,
     turn: u64,
@@ -154,6 +179,7 @@ impl Scheduler {
             under_way: HashMap::new(),
             busy: [0; CLASSES.len()],
             waiting: Default::default(),
+            disk: Arc::new(Semaphore::new(CLASSES[Class::Disk as usize].1)),
             senders: Senders::default(),
             regexes: HashMap::new(),
             turn: 0,
@@ -169,6 +195,7 @@ impl Scheduler {
                 order = orders.recv() => match order {
                     Some(Command::Watch(target)) => self.watch(*target),
                     Some(Command::Forget(id)) => drop(self.forget(&id)),
+                    Some(Command::Custody(custody)) => self.senders.listen_to(custody),
                     None => return,
                 },
                 done = self.checks.join_next_with_id(), if !self.checks.is_empty() => {
@@ -196,19 +223,19 @@ impl Scheduler {
     }
 
     fn watch(&mut self, target: Target) {
-        let heard = self.forget(&target.id).filter(|old| old.target.attempt == target.attempt);
+        let mut before = self.forget(&target.id).filter(|old| old.target.attempt == target.attempt);
         let target = Arc::new(target);
         let known = target.known.as_deref();
         let has_command = target.spec.probes().any(|(_, probe)| probe.exec.is_some());
         if has_command && known.is_some() {
-            exec::bury_leftovers(&target);
+            graves::bury_leftovers(&target);
         }
         let slot = self.free.pop().unwrap_or_else(|| {
             self.watched.push(None);
             self.watched.len() - 1
         });
         let notify = target.spec.notify().map(|probe| {
-            let old = heard.and_then(|old| old.notify);
+            let old = before.as_mut().and_then(|old| old.notify.take());
             old.unwrap_or_else(|| Box::new(notify::State::new(known.and_then(|known| known.notify.as_deref()), probe)))
         });
         let published = known.and_then(|known| known.notify.as_deref()).cloned().unwrap_or_default();
@@ -239,13 +266,20 @@ impl Scheduler {
                 began: Instant::now(),
                 turn: 0,
                 running: None,
-                log: probe.log_line.as_ref().map(|line| Arc::new(Mutex::new(Scan::resume(tally.passed(), line)))),
+                log: probe.log_line.as_ref().map(|line| Arc::new(Mutex::new(Scan::resume(status, line)))),
                 regex: body,
                 patterns,
+                plot: probe.exec.as_ref().map(|_| {
+                    let old = before.iter().flat_map(|old| &old.entries).find(|entry| entry.kind == kind);
+                    old.and_then(|entry| entry.plot.clone()).unwrap_or_default()
+                }),
+                held: None,
+                backoff: 0,
             });
         }
         self.by_id.insert(Arc::clone(&target.id), slot);
-        self.watched[slot] = Some(Box::new(Watched { target, entries, notify, published }));
+        self.watched[slot] =
+            Some(Box::new(Watched { target, entries, notify, published, published_at: Instant::now() }));
         self.begin(slot, true);
         for message in self.senders.early(slot) {
             self.hear_from(slot, &message);
@@ -283,7 +317,12 @@ impl Scheduler {
             self.senders.remove(slot, &watched.target.cgroup, watched.target.pid);
         }
         self.free.push(slot);
-        // Timers of what is gone are recognised by their turn, but must not pile up.
+        self.compact();
+        Some(watched)
+    }
+
+    /// Timers of what is gone, and those that were set anew, are recognised by their turn, but must not pile up.
+    fn compact(&mut self) {
         if self.due.len() > 64 + 8 * self.by_id.len() {
             let watched = &self.watched;
             self.due.retain(|Reverse((_, slot, kind, turn))| {
@@ -291,7 +330,6 @@ impl Scheduler {
                 entries.into_iter().flatten().any(|entry| entry.kind == *kind && entry.turn == *turn)
             });
         }
-        Some(watched)
     }
 
     fn entry(&mut self, place: Place) -> Option<(&Arc<Target>, &mut Entry)> {
@@ -330,6 +368,7 @@ impl Scheduler {
         let Some(entry) = watched.entries.iter_mut().find(|entry| entry.kind == kind) else { return };
         entry.turn = turn;
         self.due.push(Reverse((at, slot, kind, turn)));
+        self.compact();
     }
 
     fn begin_due(&mut self) {
@@ -352,7 +391,13 @@ impl Scheduler {
         let Some(check) = probe.checks().next() else { return };
         let class = match check {
             Check::HttpGet(_) | Check::TcpSocket(_) | Check::Grpc(_) => Class::Network,
-            Check::Exec(_) => Class::Command,
+            Check::Exec(_) => {
+                if entry.plot.as_ref().is_some_and(|plot| !plot.is_free()) {
+                    return self.hold(place);
+                }
+                (entry.held, entry.backoff) = (None, 0);
+                Class::Command
+            }
             Check::LogLine(_) => Class::Disk,
             Check::Notify(_) => return self.judge_notify(place),
             Check::Process(_) => {
@@ -366,8 +411,10 @@ impl Scheduler {
         }
         let job = Job {
             allow: Arc::clone(&self.allow),
-            log: entry_log(self.entry(place).map(|(_, entry)| entry)),
+            log: self.entry(place).and_then(|(_, entry)| entry.log.clone().zip(entry.patterns.clone())),
             regex: self.entry(place).and_then(|(_, entry)| entry.regex.clone()),
+            plot: self.entry(place).and_then(|(_, entry)| entry.plot.clone()),
+            disk: Arc::clone(&self.disk),
             directory: self.state_dir.join(&target.log_dir),
             kind: place.kind,
             target: Arc::clone(&target),
@@ -378,6 +425,18 @@ impl Scheduler {
         if let Some((_, entry)) = self.entry(place) {
             entry.running = Some(handle);
         }
+    }
+
+    /// The command of the check before is not gone: the next one waits, and after its timeout cannot be run.
+    fn hold(&mut self, place: Place) {
+        let now = Instant::now();
+        let Some((target, entry)) = self.entry(place) else { return };
+        let Some(timeout) = target.spec.probe(place.kind).map(|probe| probe.timeout.to_std()) else { return };
+        if now < *entry.held.get_or_insert(now) + timeout {
+            return self.set(place.slot, place.kind, now + HELD);
+        }
+        entry.backoff = (entry.backoff + 1).min(MOST_BACKOFF);
+        self.take(place, &Done { outcome: Outcome::CannotRun(exec::HELD.to_owned()), took: Duration::ZERO });
     }
 
     fn done(&mut self, done: Result<(tokio::task::Id, Done), JoinError>) {
@@ -417,6 +476,7 @@ impl Scheduler {
         entry.tally.fold(&done.outcome, probe);
         let now = (entry.tally.health(probe), entry.tally.passed(), entry.tally.is_blind());
         let began = entry.began;
+        let backoff = entry.backoff;
         let report = (now != entry.published).then(|| entry.tally.status(probe, done.outcome.output()));
         if let Some(status) = report {
             let (from, to) = (entry.published.0, now.0);
@@ -432,7 +492,7 @@ impl Scheduler {
             self.begin(slot, false);
             return;
         }
-        let interval = probe.interval.to_std();
+        let interval = probe.interval.to_std() * 2_u32.pow(backoff);
         let at = began + interval + interval.mul_f64(probe.jitter * random);
         self.set(slot, kind, at.max(Instant::now()));
     }
@@ -456,8 +516,7 @@ impl Scheduler {
         if !notify.take(message) {
             return;
         }
-        self.publish_notify(slot);
-        // What decides need not wait for the next interval; the initial delay it does wait for.
+        // What decides need not wait for the next interval.
         let Some(watched) = self.watched.get(slot).and_then(Option::as_ref) else { return };
         let starting = watched.entries.iter().any(|entry| entry.kind == ProbeKind::Startup && !entry.tally.passed());
         let kinds: Vec<ProbeKind> = watched
@@ -467,8 +526,16 @@ impl Scheduler {
             .filter(|entry| watched.target.spec.probe(entry.kind).is_some_and(|probe| probe.notify.is_some()))
             .map(|entry| entry.kind)
             .collect();
+        if kinds.is_empty() && watched.published_at.elapsed() >= SPOKEN {
+            // No check is going to publish it soon.
+            return self.publish_notify(slot);
+        }
         for kind in kinds {
-            self.set(slot, kind, Instant::now());
+            let Some(watched) = self.watched.get(slot).and_then(Option::as_ref) else { return };
+            let Some(entry) = watched.entries.iter().find(|entry| entry.kind == kind) else { continue };
+            // Whoever changes his mind all the time is asked now and then.
+            let at = Instant::now().max(entry.began + SPOKEN);
+            self.set(slot, kind, at);
         }
     }
 
@@ -476,6 +543,7 @@ impl Scheduler {
         let Some(watched) = self.watched.get_mut(slot).and_then(Option::as_mut) else { return };
         let Some(notify) = &watched.notify else { return };
         if notify.status != watched.published {
+            watched.published_at = Instant::now();
             watched.published = notify.status.clone();
             let (target, status) = (Arc::clone(&watched.target), notify.status.clone());
             self.report(&target, News::Notify(status));
@@ -502,11 +570,6 @@ async fn heard(sockets: &Result<Sockets, String>) -> Vec<Message> {
     }
 }
 
-fn entry_log(entry: Option<&mut Entry>) -> Option<(Arc<Mutex<Scan>>, Arc<Patterns>)> {
-    let entry = entry?;
-    Some((entry.log.clone()?, entry.patterns.clone()?))
-}
-
 /// A check, with everything it needs.
 struct Job {
     target: Arc<Target>,
@@ -514,6 +577,8 @@ struct Job {
     allow: Arc<[Allow]>,
     log: Option<(Arc<Mutex<Scan>>, Arc<Patterns>)>,
     regex: Option<Arc<Regex>>,
+    plot: Option<Plot>,
+    disk: Arc<Semaphore>,
     directory: PathBuf,
 }
 
@@ -521,28 +586,61 @@ impl Job {
     async fn run(self) -> Done {
         let began = Instant::now();
         let outcome = match self.target.spec.probe(self.kind) {
-            Some(probe) => {
-                let timeout = probe.timeout;
-                match tokio::time::timeout(timeout.to_std(), self.check(probe)).await {
-                    Ok(outcome) => outcome,
-                    Err(_) => Outcome::Failed(format!("no answer within {timeout}")),
-                }
-            }
+            Some(probe) => match probe.checks().next() {
+                Some(check) => self.check(probe, check).await,
+                None => Outcome::CannotRun("there is nothing to check".to_owned()),
+            },
             None => Outcome::CannotRun("there is no such probe".to_owned()),
         };
         Done { outcome, took: began.elapsed() }
     }
 
-    async fn check(&self, probe: &Probe) -> Outcome {
-        match self.try_check(probe).await {
-            Ok(outcome) | Err(outcome) => outcome,
+    async fn check(&self, probe: &Probe, check: Check<'_>) -> Outcome {
+        let timeout = probe.timeout;
+        match check {
+            // What counts is the time that the command takes, not what it takes to start it.
+            Check::Exec(command) => match &self.plot {
+                Some(plot) => exec::check(command, &self.target, plot, timeout).await,
+                None => Outcome::CannotRun("there is no command".to_owned()),
+            },
+            // A slow disk is not the fault of the process.
+            Check::LogLine(line) => match tokio::time::timeout(timeout.to_std(), self.read(line, timeout)).await {
+                Ok(outcome) => outcome,
+                Err(_) => Outcome::CannotRun(format!("the log could not be read within {timeout}")),
+            },
+            Check::HttpGet(_) | Check::TcpSocket(_) | Check::Grpc(_) => {
+                match tokio::time::timeout(timeout.to_std(), self.ask(check)).await {
+                    Ok(Ok(outcome) | Err(outcome)) => outcome,
+                    Err(_) => Outcome::Failed(format!("no answer within {timeout}")),
+                }
+            }
+            // Looked at by the scheduler itself.
+            Check::Notify(_) | Check::Process(_) => Outcome::CannotRun("there is nothing to wait for".to_owned()),
         }
     }
 
-    async fn try_check(&self, probe: &Probe) -> Result<Outcome, Outcome> {
-        let Some(check) = probe.checks().next() else {
-            return Err(Outcome::CannotRun("there is nothing to check".to_owned()));
+    async fn read(&self, line: &LogLine, timeout: Span) -> Outcome {
+        let Some((scan, patterns)) = self.log.clone() else {
+            return Outcome::CannotRun("there is no expression to look for".to_owned());
         };
+        let Ok(mut scan) = scan.try_lock_owned() else {
+            return Outcome::CannotRun("the disk has not answered since the check before".to_owned());
+        };
+        let Ok(disk) = Arc::clone(&self.disk).acquire_owned().await else {
+            return Outcome::CannotRun("there is no thread to read the log".to_owned());
+        };
+        let (line, directory, attempt) = (line.clone(), self.directory.clone(), self.target.attempt);
+        // In time for what has been read to be told.
+        let until = std::time::Instant::now() + timeout.to_std() * 3 / 4;
+        let read = move || {
+            let _disk = disk;
+            scan.check(&line, &patterns, &directory, attempt, until)
+        };
+        let read = tokio::task::spawn_blocking(read);
+        read.await.unwrap_or_else(|why| Outcome::CannotRun(format!("the check broke off: {why}")))
+    }
+
+    async fn ask(&self, check: Check<'_>) -> Result<Outcome, Outcome> {
         let ports = &self.target.ports;
         Ok(match check {
             Check::HttpGet(get) => {
@@ -559,21 +657,92 @@ impl Job {
                 let port = net::port(&grpc.port, ports)?;
                 grpc::check(grpc, &net::addresses(grpc.host.as_deref(), port, &self.allow).await?).await
             }
-            Check::Exec(command) => exec::check(command, &self.target).await,
-            Check::LogLine(line) => {
-                let Some((scan, patterns)) = self.log.clone() else {
-                    return Err(Outcome::CannotRun("there is no expression to look for".to_owned()));
-                };
-                let (line, directory, attempt) = (line.clone(), self.directory.clone(), self.target.attempt);
-                let read = move || {
-                    let mut scan = scan.lock().unwrap_or_else(PoisonError::into_inner);
-                    scan.check(&line, &patterns, &directory, attempt)
-                };
-                let read = tokio::task::spawn_blocking(read);
-                read.await.unwrap_or_else(|why| Outcome::CannotRun(format!("the check broke off: {why}")))
+            Check::Exec(_) | Check::LogLine(_) | Check::Notify(_) | Check::Process(_) => {
+                Outcome::CannotRun("there is nobody to ask".to_owned())
             }
-            // Looked at by the scheduler itself.
-            Check::Notify(_) | Check::Process(_) => Outcome::CannotRun("there is nothing to wait for".to_owned()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use ostler_core::kinds::ProcessSpec;
+    use serde_json::json;
+
+    use super::*;
+    use crate::Surroundings;
+
+    fn scheduler() -> (Scheduler, mpsc::UnboundedReceiver<Report>) {
+        let (reports, received) = mpsc::unbounded_channel();
+        (Scheduler::new(Settings::default(), Err("none".to_owned()), reports), received)
+    }
+
+    fn target(probe: &serde_json::Value) -> Target {
+        let spec: ProcessSpec = serde_json::from_value(json!({"command": ["x"], "livenessProbe": probe})).unwrap();
+        Target {
+            id: "default/web-0".into(),
+            uid: "u".to_owned(),
+            attempt: 1,
+            age: Duration::ZERO,
+            pid: 1,
+            start_time: 1,
+            cgroup: String::new(),
+            ports: BTreeMap::new(),
+            log_dir: "logs".to_owned(),
+            surroundings: Ok(Surroundings {
+                env: BTreeMap::from([("PATH".to_owned(), std::env::var("PATH").unwrap())]),
+                working_dir: "/".into(),
+                ..Surroundings::default()
+            }),
+            spec: Arc::new(spec),
+            known: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn no_command_is_started_before_the_last_one_is_gone() {
+        let (mut scheduler, mut reports) = scheduler();
+        let directory = tempfile::tempdir().unwrap();
+        let begun = directory.path().join("begun");
+        let command = format!("echo >> {}", begun.display());
+        let probe = json!({"exec": {"command": ["sh", "-c", command]}, "interval": "100ms", "timeout": "10s"});
+        scheduler.watch(target(&probe));
+        // As if one that does not die were in it.
+        let plot = scheduler.watched[0].as_ref().unwrap().entries[0].plot.clone().unwrap();
+        let room = plot.take().unwrap();
+        // Also with other timing it is the same place.
+        let probe = json!({"exec": {"command": ["sh", "-c", command]}, "interval": "100ms", "timeout": "200ms"});
+        scheduler.watch(target(&probe));
+        let (orders, received) = mpsc::unbounded_channel();
+        let running = tokio::spawn(scheduler.run(received));
+        let next = tokio::time::timeout(Duration::from_secs(60), reports.recv()).await.unwrap().unwrap();
+        let News::Verdict(ProbeKind::Liveness, status) = next.news else { panic!("{next:?}") };
+        assert_eq!((status.verdict, status.output.as_str(), status.failed), (Health::Unknown, exec::HELD, 0));
+        assert!(!begun.exists());
+        drop(room);
+        let next = tokio::time::timeout(Duration::from_secs(60), reports.recv()).await.unwrap().unwrap();
+        let News::Verdict(ProbeKind::Liveness, status) = next.news else { panic!("{next:?}") };
+        assert_eq!(status.verdict, Health::Healthy, "{status:?}");
+        assert!(begun.exists());
+        drop(orders);
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_process_says_all_the_time_takes_no_room_and_is_told_now_and_then() {
+        let (mut scheduler, mut reports) = scheduler();
+        scheduler.watch(target(&json!({"notify": {}, "interval": "1h", "initialDelay": "1h"})));
+        for index in 0..20_000 {
+            let text = ["READY=1", "READY=1", "RELOADING=1"][index % 3];
+            scheduler.hear_from(0, &Message::of(text));
+        }
+        assert!(scheduler.due.len() < 100, "{}", scheduler.due.len());
+        assert!(reports.try_recv().is_err(), "nothing is told before its time");
+        tokio::time::sleep(SPOKEN * 2).await;
+        scheduler.begin_due();
+        let told: Vec<News> = std::iter::from_fn(|| reports.try_recv().ok()).map(|report| report.news).collect();
+        assert!(matches!(told.as_slice(), [News::Notify(_), News::Verdict(..)]), "told once: {told:?}");
     }
 }

@@ -1,6 +1,7 @@
 //! Checks against real servers that fail and recover, with thresholds exact to the count.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 
 struct Probed {
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
     prober: Prober,
     reports: mpsc::UnboundedReceiver<Report>,
 }
@@ -24,7 +25,7 @@ impl Probed {
         let settings = Settings { state_dir: directory.path().to_owned(), ..Settings::default() };
         let (prober, reports) = Prober::start(settings);
         prober.watch(target(probe, ports));
-        Self { _directory: directory, prober, reports }
+        Self { directory, prober, reports }
     }
 
     /// The next verdict, which has to be this one.
@@ -198,16 +199,18 @@ async fn grpc_asks_for_the_service() {
 
 #[tokio::test]
 async fn tcp_and_timeouts() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // On an address of its own nobody else gets the port meanwhile.
+    let host = format!("127.{}.77.1", 2 + std::process::id() % 250);
+    let listener = TcpListener::bind((host.as_str(), 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let mut probed = Probed::start(json!({"tcpSocket": {"port": port}}), &[]);
+    let mut probed = Probed::start(json!({"tcpSocket": {"port": port, "host": host}}), &[]);
     probed.recovers().await;
     drop(listener);
     probed.fails().await;
-    let _again = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    let _again = TcpListener::bind((host.as_str(), port)).await.unwrap();
     probed.recovers().await;
     // Nobody accepts here, and so nobody answers.
-    let mut silent = Probed::start(json!({"httpGet": {"port": port}, "timeout": "200ms"}), &[]);
+    let mut silent = Probed::start(json!({"httpGet": {"port": port, "host": host}, "timeout": "200ms"}), &[]);
     assert_eq!(silent.is(Health::Warning).await.output, "no answer within 200ms");
 }
 
@@ -227,6 +230,86 @@ async fn exec_runs_in_the_process_surroundings() {
     assert_eq!(probed.is(Health::Failed).await.failures, 3);
     std::fs::write(&flag, "").unwrap();
     assert_eq!(probed.recovers().await.output, "hello /usr");
+}
+
+/// A target that is known to be healthy, so that Unknown is a change.
+fn healthy(name: &str, probe: Value) -> Target {
+    let known = ProbeStatus { verdict: Health::Healthy, passed: true, ..ProbeStatus::default() };
+    let known = ostler_core::kinds::ProbesStatus { attempt: 1, readiness: Some(known), ..Default::default() };
+    Target { id: name.into(), uid: name.to_owned(), known: Some(Box::new(known)), ..target(probe, &[]) }
+}
+
+/// Keeps everybody from opening a file, as a disk does that does not answer, or lets them go on.
+#[allow(unsafe_code, reason = "there is no other way to fcntl")]
+fn hold_up(file: &std::fs::File, held: bool) {
+    use std::os::fd::AsRawFd as _;
+    const F_SETSIG: i32 = 10;
+    let kind = if held { libc::F_WRLCK } else { libc::F_UNLCK };
+    // SAFETY: plain system calls on a descriptor that is open. The signal is one that is ignored unless asked for.
+    unsafe {
+        assert_eq!(libc::fcntl(file.as_raw_fd(), F_SETSIG, libc::SIGURG), 0);
+        let lease = libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind);
+        assert_eq!(lease, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_be_loaded_holds_nobody_up_and_is_nobodys_fault() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("program");
+    std::fs::copy("/bin/true", &program).unwrap();
+    let file = std::fs::File::open(&program).unwrap();
+    hold_up(&file, true);
+    let mut probed = Probed::start(json!({"process": {}, "initialDelay": "1h"}), &[]);
+    for index in 0..6 {
+        let probe = json!({"exec": {"command": [program]}, "timeout": "300ms", "successThreshold": 1});
+        probed.prober.watch(healthy(&format!("default/held-{index}"), probe));
+    }
+    let mut unknown = 0;
+    while unknown < 6 {
+        let status = probed.is(Health::Unknown).await;
+        assert!(status.output.contains("could not be started within 300ms") && status.passed, "{status:?}");
+        unknown += 1;
+    }
+    // All are held up; another command has a thread all the same.
+    let free = json!({"exec": {"command": ["true"]}, "successThreshold": 5});
+    probed.prober.watch(Target { id: "default/free".into(), ..target(free, &[]) });
+    assert_eq!(probed.is(Health::Healthy).await.successes, 5);
+    hold_up(&file, false);
+    for _ in 0..6 {
+        probed.is(Health::Healthy).await;
+    }
+}
+
+/// Everything is what attempt 1 wrote to stdout.
+const INDEX: &[u8] = b"ostlridx\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x80\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_on_a_disk_that_does_not_answer_is_nobodys_fault() {
+    let mut probed = Probed::start(json!({"process": {}, "initialDelay": "1h"}), &[]);
+    let state = probed.directory.path().to_owned();
+    let line = |timeout: &str| json!({"logLine": {"pattern": "ready", "failurePattern": "fatal"}, "timeout": timeout, "successThreshold": 1});
+    let logs = state.join("held");
+    std::fs::create_dir(&logs).unwrap();
+    let log = logs.join("00000001.log");
+    assert!(std::process::Command::new("mkfifo").arg(&log).status().unwrap().success());
+    let held = healthy("default/held", line("300ms"));
+    probed.prober.watch(Target { log_dir: "held".to_owned(), ..held });
+    let status = probed.is(Health::Unknown).await;
+    assert!(status.output.contains("could not be read within 300ms") && status.passed, "{status:?}");
+    std::fs::create_dir(state.join("free")).unwrap();
+    std::fs::write(state.join("free/00000001.log"), "fatal\nready\n").unwrap();
+    std::fs::write(state.join("free/00000001.idx"), INDEX).unwrap();
+    let free = target(line("30s"), &[]);
+    probed.prober.watch(Target { id: "default/free".into(), log_dir: "free".to_owned(), ..free });
+    assert_eq!(probed.is(Health::Healthy).await.output, "ready");
+    probed.prober.forget(&"default/held".into());
+    // The thread waits for whoever opens the other end.
+    std::fs::rename(&log, logs.join("gone")).unwrap();
+    let open = || std::fs::File::options().write(true).custom_flags(libc::O_NONBLOCK).open(logs.join("gone"));
+    while open().is_ok() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]

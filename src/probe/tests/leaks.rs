@@ -18,6 +18,13 @@ struct Count {
     all: AtomicUsize,
     passed: AtomicUsize,
     failed: AtomicUsize,
+    cannot_run: AtomicUsize,
+}
+
+impl Count {
+    fn judged(&self) -> usize {
+        self.passed.load(Ordering::Relaxed) + self.failed.load(Ordering::Relaxed)
+    }
 }
 
 impl Meter for Count {
@@ -26,7 +33,7 @@ impl Meter for Count {
         match outcome {
             Outcome::Passed(_) => self.passed.fetch_add(1, Ordering::Relaxed),
             Outcome::Failed(_) => self.failed.fetch_add(1, Ordering::Relaxed),
-            Outcome::CannotRun(why) => panic!("cannot run: {why}"),
+            Outcome::CannotRun(_) => self.cannot_run.fetch_add(1, Ordering::Relaxed),
         };
     }
 }
@@ -139,7 +146,10 @@ async fn ten_thousand_checks_leave_nothing_behind() {
             prober.watch(target);
         }
     }
-    until("ten thousand checks", || count.all.load(Ordering::Relaxed) >= 10_000).await;
+    until("ten thousand checks", || count.judged() >= 10_000).await;
+    // On a busy machine a command may not come to be started in time; anything else can always be run.
+    let (judged, cannot_run) = (count.judged(), count.cannot_run.load(Ordering::Relaxed));
+    assert!(cannot_run * 10 < judged, "{cannot_run} of {judged} could not be run");
     assert!(count.passed.load(Ordering::Relaxed) > 1000 && count.failed.load(Ordering::Relaxed) > 1000);
     for id in &ids {
         prober.forget(id);

@@ -10,19 +10,28 @@ use crate::time::Timestamp;
 const READY: &str = "Ready";
 const HEALTHY: &str = "Healthy";
 
-/// What is known of the probes that a spec has, for one attempt; nothing when it has none.
+/// What is known of the probes that a spec has, for one attempt: what was `found` lately, else what was `known` before;
+/// nothing when the spec has none. An attempt that `is_up` has started already: a startup probe that it is only now
+/// given does not end it.
 pub(super) fn of_attempt(
     spec: &ProcessSpec,
     attempt: u64,
-    known: Option<Box<ProbesStatus>>,
+    known: Option<&ProbesStatus>,
+    found: Option<Box<ProbesStatus>>,
+    is_up: bool,
 ) -> Option<Box<ProbesStatus>> {
     spec.probes().next()?;
-    let mut probes = known.unwrap_or_default();
+    let mut probes = found.or_else(|| known.cloned().map(Box::new)).unwrap_or_default();
     probes.attempt = attempt;
+    let is_up = is_up || known.and_then(|known| known.liveness.as_ref()).is_some_and(|liveness| liveness.passed);
     for kind in ProbeKind::ALL {
         let status = probes.get_mut(kind);
         if spec.probe(kind).is_some() {
-            status.get_or_insert_default();
+            status.get_or_insert_with(|| match known.and_then(|known| known.get(kind)) {
+                Some(known) => known.clone(),
+                None if kind == ProbeKind::Startup && is_up => started(),
+                None => ProbeStatus::default(),
+            });
         } else {
             *status = None;
         }
@@ -31,6 +40,12 @@ pub(super) fn of_attempt(
         probes.notify = None;
     }
     Some(probes)
+}
+
+/// What a startup probe finds of a process that has started before there was one.
+fn started() -> ProbeStatus {
+    let output = "it had started before it was given this probe".to_owned();
+    ProbeStatus { verdict: Health::Healthy, passed: true, output, ..ProbeStatus::default() }
 }
 
 /// What there is to tell of the changes.
@@ -137,3 +152,7 @@ fn overall<'a>(spec: &ProcessSpec, probes: &'a ProbesStatus) -> (Health, &'a str
     };
     all.into_iter().flatten().fold((Health::Healthy, ""), worse)
 }
+
+#[cfg(test)]
+#[path = "health_tests.rs"]
+mod tests;

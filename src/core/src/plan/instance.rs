@@ -512,7 +512,9 @@ impl Planner<'_> {
             // The probes are about the command that was given up.
             None
         } else {
-            health::of_attempt(&self.instance.spec.template, attempt.number, found.or_else(|| known.clone()))
+            let before = &self.instance.status;
+            let is_up = before.ready && before.started_at == Some(attempt.started_at);
+            health::of_attempt(&self.instance.spec.template, attempt.number, known.as_deref(), found, is_up)
         };
         if let Some(found) = &found {
             self.plan.notes.extend(health::notes(&known.unwrap_or_default(), found));

@@ -59,6 +59,8 @@ impl<D: Driver> Controller<D> {
     }
 
     fn greet(&mut self, hello: wire::Hello) {
+        let cgroup = if hello.cgroup_mode == "none" { "" } else { hello.cgroup_detail.as_str() };
+        self.prober.listen_to(hello.pid, cgroup);
         if self.custody.hello.is_some() {
             info!(version = hello.version, "the keeper's program was replaced");
             self.custody.replaced = true;
@@ -124,10 +126,7 @@ impl<D: Driver> Controller<D> {
             return;
         };
         self.sample(&id, &state);
-        if let Some(entry) = self.world.instances.get_mut(&id) {
-            entry.observed.output = output(&state);
-        }
-        self.note_cgroup(&id, &state);
+        self.note_surroundings(&id, &state);
         self.put_attempt(&id, attempt);
     }
 
@@ -196,7 +195,7 @@ fn over(state: &wire::State) -> bool {
 }
 
 /// What a state says of the log.
-fn output(state: &wire::State) -> Output {
+pub(crate) fn output(state: &wire::State) -> Output {
     let log = state.log.unwrap_or_default();
     let blocked = (log.blocked_errno != 0)
         .then(|| std::io::Error::from_raw_os_error(log.blocked_errno).to_string().into_boxed_str());

@@ -10,7 +10,7 @@ use ostler_keeper::wire;
 use ostler_probe::{News, Report, Target};
 
 use super::world::{Id, InstanceEntry};
-use super::{Controller, Request};
+use super::{Controller, Request, custody};
 use crate::driver::Driver;
 use crate::spawn;
 
@@ -73,11 +73,12 @@ impl<D: Driver> Controller<D> {
         self.prober.watch(target);
     }
 
-    /// Keeps where the processes of an instance are, if its probes will want to know.
-    pub(crate) fn note_cgroup(&mut self, id: &Id, state: &wire::State) {
+    /// Keeps what custody says of an instance besides its attempts: where its processes are, for probes that it has or
+    /// may be given, and how its log is.
+    pub(crate) fn note_surroundings(&mut self, id: &Id, state: &wire::State) {
         let Some(entry) = self.world.instances.get_mut(id) else { return };
-        let wanted = entry.object.spec.template.probes().next().is_some() && !state.cgroup.is_empty();
-        entry.cgroup = wanted.then(|| state.cgroup.as_str().into());
+        entry.observed.output = custody::output(state);
+        entry.cgroup = (!state.cgroup.is_empty()).then(|| state.cgroup.as_str().into());
     }
 
     pub(crate) fn take_reports(&mut self, reports: Vec<Report>) {

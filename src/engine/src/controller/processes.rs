@@ -154,6 +154,7 @@ impl<D: Driver> Controller<D> {
                 && let Some(attempt) = custody::attempt(&state, now)
             {
                 self.sample(&instance_id, &state);
+                self.note_surroundings(&instance_id, &state);
                 self.put_attempt(&instance_id, attempt);
                 self.tell(&instance_id, vec![adopted(state.attempt)], now);
             }

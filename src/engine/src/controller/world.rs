@@ -70,7 +70,7 @@ pub(crate) struct InstanceEntry {
     pub(crate) removing: bool,
     /// The attempt whose probes run.
     pub(crate) probing: Option<Box<Probing>>,
-    /// Absolute path of the cgroup of the current attempt, when there is one and probes that need it.
+    /// Absolute path of the cgroup of the current attempt, when there is one.
     pub(crate) cgroup: Option<Box<str>>,
 }
 
