@@ -78,6 +78,8 @@ pub(crate) enum Command {
     Serve(verbs::serve::Args),
     Up(verbs::up::Args),
     Apply(verbs::apply::Args),
+    Create(verbs::create::Args),
+    Run(verbs::run::Args),
     Diff(verbs::diff::Args),
     Validate(verbs::validate::Args),
     Import(verbs::import::Args),
@@ -152,6 +154,9 @@ mod tests {
             "ostler completion zsh",
             "ostler serve --watch apps --watch /srv/base",
             "ostler sync",
+            "ostler create job now --from=cronjob/nightly --dry-run -o yaml",
+            "ostler run --rm --name x -e A=b -- make -j4 --rm",
+            "ostler run -d -- sleep 10",
             "ostler sync apps source/base --allow-prune --timeout 10s",
             "ostler diff --source apps",
         ] {
@@ -171,6 +176,9 @@ mod tests {
             "ostler get proc -o yml",
             "ostler wait process/web --for=nothing",
             "ostler scale process/web",
+            "ostler run -d --rm -- true",
+            "ostler run",
+            "ostler create job now",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

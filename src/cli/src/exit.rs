@@ -9,6 +9,8 @@
 //! | 4 | a `--timeout` or `--request-timeout` ran out |
 //! | 130 | interrupted before the work was done |
 //!
+//! `run` in the foreground ends with the code of the command it ran.
+//!
 //! A reader that closes the pipe early (`ostler get … | head`) is no failure: 0.
 
 /// How a command ended; converts into the code of the process.
@@ -21,6 +23,8 @@ pub(crate) enum Exit {
     Unreachable,
     Timeout,
     Interrupted,
+    /// What the command that `run` ran ended with.
+    Command(u8),
 }
 
 impl Exit {
@@ -32,6 +36,7 @@ impl Exit {
             Exit::Unreachable => 3,
             Exit::Timeout => 4,
             Exit::Interrupted => 130,
+            Exit::Command(code) => code,
         }
     }
 }
@@ -50,4 +55,5 @@ Exit codes:
   2    wrong command line; diff: the request failed
   3    the daemon cannot be reached
   4    --timeout or --request-timeout ran out
-  130  interrupted before the work was done";
+  130  interrupted before the work was done
+run ends with the exit code of its command.";

@@ -118,7 +118,8 @@ async fn dispatch(ctx: &mut Ctx, command: Command) -> Exit {
                 | Exit::Usage
                 | Exit::Unreachable
                 | Exit::Timeout
-                | Exit::Interrupted) => exit,
+                | Exit::Interrupted
+                | Exit::Command(_)) => exit,
             }
         }
     }
@@ -129,6 +130,8 @@ async fn verb(ctx: &mut Ctx, command: Command) -> Result<Exit, Error> {
         Command::Serve(_) => unreachable!("the host has served before there was a runtime"),
         Command::Up(args) => verbs::up::run(ctx, args).await,
         Command::Apply(args) => verbs::apply::run(ctx, args).await,
+        Command::Create(args) => verbs::create::run(ctx, args).await,
+        Command::Run(args) => verbs::run::run(ctx, args).await,
         Command::Diff(args) => verbs::diff::run(ctx, args).await,
         Command::Validate(args) => verbs::validate::run(ctx, &args),
         Command::Import(args) => verbs::import::run(ctx, &args),

@@ -184,7 +184,7 @@ impl Service {
                     Err(ApiError::bad(format!("a {kind} cannot be restarted")).hint(if kind == Kind::Job {
                         "what succeeded stays; delete the job and apply it again to do all of it anew"
                     } else {
-                        "it has no process of its own; name one of its jobs"
+                        "`ostler create job NAME --from=cronjob/NAME` runs it now"
                     }))
                 }
             },

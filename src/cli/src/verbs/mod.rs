@@ -3,6 +3,7 @@
 pub(crate) mod act;
 pub(crate) mod apply;
 pub(crate) mod completion;
+pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod diff;
@@ -13,6 +14,7 @@ pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod logs;
 pub(crate) mod rollout;
+pub(crate) mod run;
 pub(crate) mod scale;
 pub(crate) mod serve;
 pub(crate) mod shutdown;

@@ -10,6 +10,8 @@ use crate::time::{Span, Timestamp};
 
 /// Annotation of a Job: the time of the schedule it was made for.
 pub const SCHEDULED_AT: &str = "ostler.dev/scheduledAt";
+/// Annotation of a Job: the CronJob it was made from by hand.
+pub const INSTANTIATED_FROM: &str = "ostler.dev/instantiatedFrom";
 
 /// Makes a Job whenever its schedule says so. What was missed while the daemon was away is caught up on with one Job,
 /// however much it was.

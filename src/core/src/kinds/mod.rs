@@ -15,7 +15,8 @@ mod update;
 use std::fmt;
 
 pub use cronjob::{
-    ConcurrencyPolicy, CronJob, CronJobSpec, CronJobStatus, JobTemplateMetadata, JobTemplateSpec, SCHEDULED_AT,
+    ConcurrencyPolicy, CronJob, CronJobSpec, CronJobStatus, INSTANTIATED_FROM, JobTemplateMetadata, JobTemplateSpec,
+    SCHEDULED_AT,
 };
 pub use event::{Event, EventType, ObjectReference};
 pub use instance::{
