@@ -407,6 +407,18 @@ impl ostler_server::Ostler for Service {
         Ok(Response::new(v1::UsageResponse { instances: vec![instance], node: Some(node), at }))
     }
 
+    async fn get_config(&self, _: Request<v1::GetConfigRequest>) -> Result<Response<v1::ConfigResponse>, Status> {
+        Err(Status::unimplemented("no configuration here"))
+    }
+
+    async fn set_config(&self, _: Request<v1::SetConfigRequest>) -> Result<Response<v1::ConfigResponse>, Status> {
+        Err(Status::unimplemented("no configuration here"))
+    }
+
+    async fn reload_config(&self, _: Request<v1::ReloadConfigRequest>) -> Result<Response<v1::ConfigResponse>, Status> {
+        Err(Status::unimplemented("no configuration here"))
+    }
+
     async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
         Ok(Response::new(v1::InfoResponse { version: "9.9.9".into(), ..v1::InfoResponse::default() }))
     }

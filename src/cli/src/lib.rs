@@ -33,7 +33,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, FromArgMatches as _};
 
 pub use ctx::default_state_dir;
-pub use verbs::serve::{Cgroups, OnShutdown, ServeArgs};
+pub use verbs::serve::ServeArgs;
 pub use verbs::store::{StoreArgs, StoreCommand};
 
 use cli::{Cli, Command};
@@ -70,7 +70,15 @@ pub fn run(args: impl Iterator<Item = OsString>, host: &dyn Host) -> ExitCode {
     let mut settings = cli.global.settings();
     // Serving and repairing build their own runtime.
     let command = match cli.command {
-        Command::Serve(args) => return host.serve(args.resolve(settings.state_dir)),
+        Command::Serve(args) => {
+            return match args.resolve(settings.state_dir) {
+                Ok(args) => host.serve(args),
+                Err(error) => {
+                    let _ = error.report(&mut io::stderr());
+                    error.exit().into()
+                }
+            };
+        }
         Command::Store(args) => match args.offline(&settings) {
             Some(args) => return host.store(args),
             None => Command::Store(args),
@@ -152,6 +160,7 @@ async fn verb(ctx: &mut Ctx, command: Command) -> Result<Exit, Error> {
         Command::Top(args) => verbs::top::run(ctx, args).await,
         Command::Explain(args) => verbs::explain::run(ctx, &args),
         Command::Info(args) => verbs::info::run(ctx, &args).await,
+        Command::Config(args) => verbs::config::run(ctx, args).await,
         Command::Store(_) => verbs::store::backup(ctx).await,
         Command::Upgrade(args) => verbs::upgrade::run(ctx, args).await,
         Command::Shutdown(args) => verbs::shutdown::run(ctx, args).await,

@@ -5,8 +5,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// An address, a network or a host name that may be checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// An address, a network or a host name that may be checked; serialised as text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Allow {
     /// The addresses that share the first bits with this one.
     Network(IpAddr, u8),
@@ -31,6 +34,20 @@ impl FromStr for Allow {
             return Err(wrong());
         }
         Ok(Self::Host(text.to_ascii_lowercase()))
+    }
+}
+
+impl TryFrom<String> for Allow {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Allow> for String {
+    fn from(allow: Allow) -> Self {
+        allow.to_string()
     }
 }
 

@@ -14,7 +14,7 @@ pub mod usage;
 
 pub use clock::Clock;
 pub use controller::{
-    ActError, Acted, Action, Controller, Ended, Handle, InstanceRef, Options, Overview, Start, StartFailed,
+    ActError, Acted, Action, Controller, Ended, Handle, InstanceRef, Options, Overview, Start, StartFailed, Tuning,
 };
 pub use ostler_probe as probe;
 pub use spawn::log_dir;

@@ -9,7 +9,7 @@ use ostler_core::kinds::{Instance, Phase};
 use ostler_core::object::{Applicable, key};
 use ostler_core::{Kind, Span, Timestamp};
 use ostler_engine::driver::{Driver, DriverEvent};
-use ostler_engine::{Action, Clock, Controller, Ended, Handle, InstanceRef, Options, Start};
+use ostler_engine::{Action, Clock, Controller, Ended, Handle, InstanceRef, Options, Start, Tuning};
 use ostler_keeper::wire::{self, command};
 use ostler_store::{Durability, Expect, MemoryStore, Op, Store};
 use serde_json::{Value, json};
@@ -237,9 +237,12 @@ impl Daemon {
         let at = Timestamp::from_nanos(world.nanos());
         let options = Options {
             state_dir: std::env::temp_dir().join("ostler-simulation-writes-nothing-here"),
-            tick: Duration::from_secs(1),
-            stop_on_terminate: false,
-            shutdown_deadline: Span::from_secs(60),
+            tuning: Tuning {
+                tick: Duration::from_secs(1),
+                stop_on_terminate: false,
+                shutdown_deadline: Span::from_secs(60),
+            }
+            .fixed(),
         };
         let driver = Simulation(world.clone());
         let start = Start {

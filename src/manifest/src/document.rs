@@ -178,7 +178,8 @@ fn drop_server_set(node: &mut Node) {
     }
 }
 
-fn refuse(error: &DecodeError, source: &Source, marks: &Marks, report: &mut Report) {
+/// Reports what is wrong with a field, at its place.
+pub(crate) fn refuse(error: &DecodeError, source: &Source, marks: &Marks, report: &mut Report) {
     let found = marks.find(&error.field);
     if error.message.starts_with("unknown field") {
         report.at(source, found.key(), error.message.as_str(), None);

@@ -119,7 +119,8 @@ fn list(directory: &Path, recursive: bool, depth: usize, found: &mut Vec<PathBuf
     }
 }
 
-fn read_file(path: &Path, budget: &mut Budget) -> Result<Loaded, (String, Option<String>)> {
+/// Reads a regular file.
+pub(crate) fn read_file(path: &Path, budget: &mut Budget) -> Result<Loaded, (String, Option<String>)> {
     // Looked at before it is opened, because opening a device may do something.
     let metadata = fs::metadata(path).map_err(|error| cannot("cannot read this file", &error))?;
     regular(&metadata)?;

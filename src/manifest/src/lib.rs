@@ -9,6 +9,7 @@ mod diagnostic;
 mod document;
 mod input;
 mod json;
+mod plain;
 mod source;
 mod tree;
 mod yaml;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 
 pub use diagnostic::{Diagnostic, Excerpt};
 pub use document::{Document, Origin};
+pub use plain::{Plain, plain};
 pub use yaml::quote_doubtful;
 
 use diagnostic::Report;

@@ -2,20 +2,21 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use ostler_cli::OnShutdown;
-use ostler_core::Span;
+use ostler_config::{Config, Live, OnShutdown};
 use ostler_engine::driver::{KeeperDriver, KeeperProgram};
-use ostler_engine::probe::Meter;
+use ostler_engine::probe::{AllowList, Meter};
 use ostler_engine::usage::{self, Sampler};
-use ostler_engine::{Clock, Controller, Ended, Options, Start, StartFailed};
+use ostler_engine::{Clock, Controller, Ended, Options, Start, StartFailed, Tuning};
 use ostler_keeper::wire;
 use ostler_server::{Daemon, Service, grpc};
 use ostler_store::{DiskStore, OpenError, Store};
-use tracing::{error, info};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
 
 use crate::flags::{Missing, Received, Shared};
 use crate::{VERSION, story};
@@ -61,8 +62,25 @@ fn begin(flags: &Received) -> Result<(), Failed> {
     let shared = flags.shared()?;
     let socket = flags.fd("keeper-fd")?;
     let lock = flags.fd("lock-fd")?;
-    let telemetry = ostler_telemetry::begin(&crate::observe::settings(&shared))?;
-    crate::observe::subscribe(&shared.log, telemetry.as_ref());
+    let live = Live::resume(shared.given.clone(), &shared.state_dir);
+    let running = live.running();
+    let telemetry = ostler_telemetry::begin(&crate::observe::settings(&shared.state_dir, &running))?;
+    let filter = crate::observe::subscribe(&running.log, telemetry.as_ref());
+    if let Some(why) = live.show().error {
+        warn!("the configuration file is bad, and the values before stay in force: {why}");
+    }
+    let (tune, tuned) = tokio::sync::watch::channel(tuning(&running));
+    let allow = AllowList::default();
+    let allowed = allow.clone();
+    let live = live.applied_by(move |config| {
+        filter(&config.log);
+        allowed.set(&config.probe_allow);
+        tune.send_if_modified(|now| {
+            let new = tuning(config);
+            std::mem::replace(now, new) != new
+        });
+    });
+    let configured = Configured { live: Arc::new(live), tuning: tuned, allow };
     let mut options = ostler_store::Options::new(shared.state_dir.join("store"));
     options.on_commit = ostler_telemetry::metrics().map(|_| crate::observe::committed as fn(_, _));
     let store = Arc::new(DiskStore::open(&options)?);
@@ -79,7 +97,7 @@ fn begin(flags: &Received) -> Result<(), Failed> {
     let ended = runtime.block_on(async {
         let program = KeeperProgram { program: shared.program.clone(), args: shared.to_args("keeper") };
         let driver = KeeperDriver::connect(socket, lock, program, VERSION).map_err(Failed::Keeper)?;
-        operate(&shared, Arc::clone(&store) as Arc<dyn Store>, driver).await
+        operate(&shared, Arc::clone(&store) as Arc<dyn Store>, driver, configured).await
     });
     // Closed before the keeper may end: whoever starts the next daemon finds everything in place.
     if let Err(why) = store.close() {
@@ -100,17 +118,29 @@ fn begin(flags: &Received) -> Result<(), Failed> {
     Ok(())
 }
 
+/// The configuration, and where its changes arrive.
+struct Configured {
+    live: Arc<Live>,
+    tuning: tokio::sync::watch::Receiver<Tuning>,
+    allow: AllowList,
+}
+
+fn tuning(config: &Config) -> Tuning {
+    Tuning {
+        tick: config.tick.to_std(),
+        stop_on_terminate: config.on_shutdown == OnShutdown::Stop,
+        shutdown_deadline: config.shutdown_deadline,
+    }
+}
+
 async fn operate(
     shared: &Shared,
     store: Arc<dyn Store>,
     driver: KeeperDriver,
+    configured: Configured,
 ) -> Result<(Ended, KeeperDriver), Failed> {
-    let options = Options {
-        state_dir: shared.state_dir.clone(),
-        tick: shared.tick,
-        stop_on_terminate: shared.on_shutdown == OnShutdown::Stop,
-        shutdown_deadline: Span::from_secs(60),
-    };
+    let options = Options { state_dir: shared.state_dir.clone(), tuning: configured.tuning };
+    let live = configured.live;
     let sampler = Sampler::start(usage::Settings::default()).unwrap_or_else(|why| {
         error!(%why, "cannot start a thread; the usage of instances is not known");
         Sampler::off()
@@ -120,7 +150,7 @@ async fn operate(
     }
     let probes = ostler_engine::probe::Settings {
         state_dir: shared.state_dir.clone(),
-        allow: shared.probe_allow.clone(),
+        allow: configured.allow,
         meter: ostler_telemetry::metrics().map(|metrics| Arc::new(crate::observe::Checks(metrics)) as Arc<dyn Meter>),
     };
     let start = Start { options, store: Arc::clone(&store), driver, clock: Clock::system(), sampler, probes };
@@ -132,13 +162,21 @@ async fn operate(
         state_dir: shared.state_dir.clone(),
         program: shared.program.clone(),
         started_at: i64::try_from(started.as_nanos()).unwrap_or(i64::MAX),
+        config: Arc::clone(&live),
     };
+    // Before anybody can know of this process.
+    let asked = match signal(SignalKind::hangup()) {
+        Ok(asked) => Some(asked),
+        Err(why) => {
+            warn!(%why, "SIGHUP does nothing");
+            None
+        }
+    };
+    tokio::spawn(reload(Arc::clone(&live), asked));
     tokio::spawn(crate::memory::tidy(Arc::clone(&store)));
     let service = Service::new(store, handle, daemon).await?;
-    service
-        .start_sources(&shared.watch)
-        .await
-        .map_err(|why| Failed::Sources { message: why.message, hint: why.hint })?;
+    let watched: Vec<PathBuf> = live.running().watch.into_iter().map(PathBuf::from).collect();
+    service.start_sources(&watched).await.map_err(|why| Failed::Sources { message: why.message, hint: why.hint })?;
     let path = shared.state_dir.join("ostler.sock");
     let listener = grpc::bind(&path).map_err(|source| Failed::Bind { path: path.display().to_string(), source })?;
     info!(socket = %path.display(), version = VERSION, "ready");
@@ -163,4 +201,25 @@ async fn operate(
         Err(why) => error!(%why, "the API ended with a panic"),
     }
     Ok(outcome)
+}
+
+/// How often the configuration file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Reads the configuration file again when it has changed, and on SIGHUP.
+async fn reload(live: Arc<Live>, mut asked: Option<Signal>) {
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let hangup = async {
+            match &mut asked {
+                Some(asked) => asked.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = looks.tick() => ostler_server::reload_config(&live, false),
+            _ = hangup => ostler_server::reload_config(&live, true),
+        }
+    }
 }

@@ -5,13 +5,11 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::net::SocketAddr;
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::time::Duration;
 
-use ostler_cli::{Cgroups, OnShutdown, ServeArgs};
-use ostler_core::allow::Allow;
+use ostler_cli::ServeArgs;
+use ostler_config::{Cgroups, Given};
 use ostler_keeper::CgroupPreference;
 
 /// What keeper and controller both need to know.
@@ -19,41 +17,27 @@ use ostler_keeper::CgroupPreference;
 pub(crate) struct Shared {
     pub(crate) state_dir: PathBuf,
     pub(crate) program: PathBuf,
-    pub(crate) tick: Duration,
-    pub(crate) log: String,
+    /// Settled when the daemon began.
     pub(crate) cgroups: CgroupPreference,
-    pub(crate) on_shutdown: OnShutdown,
-    /// Directories to keep applied; absolute.
-    pub(crate) watch: Vec<PathBuf>,
-    pub(crate) probe_allow: Vec<Allow>,
-    pub(crate) metrics_listen: Option<SocketAddr>,
-    pub(crate) metrics_max_series: u32,
-    pub(crate) otlp_endpoint: Option<String>,
-    pub(crate) otlp_logs: bool,
+    /// What is configured, apart from the file's content.
+    pub(crate) given: Given,
 }
 
 impl Shared {
     /// As the user asked.
     pub(crate) fn new(args: &ServeArgs, program: PathBuf) -> Self {
-        Self {
-            state_dir: args.state_dir.clone(),
-            program,
-            tick: args.tick,
-            log: args.log.clone(),
-            cgroups: match args.cgroups {
-                Cgroups::Auto => CgroupPreference::Auto,
-                Cgroups::V2 => CgroupPreference::V2,
-                Cgroups::V1 => CgroupPreference::V1,
-                Cgroups::None => CgroupPreference::None,
-            },
-            on_shutdown: args.on_shutdown,
-            watch: args.watch.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())).collect(),
-            probe_allow: args.probe_allow.clone(),
-            metrics_listen: args.metrics_listen,
-            metrics_max_series: args.metrics_max_series,
-            otlp_endpoint: args.otlp_endpoint.clone(),
-            otlp_logs: args.otlp_logs,
-        }
+        let (state_dir, given) = (args.state_dir.clone(), args.given.clone());
+        Self { state_dir, program, cgroups: CgroupPreference::Auto, given }
+    }
+
+    /// Takes what the keeper needs out of the configuration.
+    pub(crate) fn configure(&mut self, config: &ostler_config::Config) {
+        self.cgroups = match config.cgroups {
+            Cgroups::Auto => CgroupPreference::Auto,
+            Cgroups::V2 => CgroupPreference::V2,
+            Cgroups::V1 => CgroupPreference::V1,
+            Cgroups::None => CgroupPreference::None,
+        };
     }
 
     /// As `--name value` pairs behind the word that chooses the process.
@@ -64,41 +48,18 @@ impl Shared {
             CgroupPreference::V1 => "v1",
             CgroupPreference::None => "none",
         };
-        let on_shutdown = match self.on_shutdown {
-            OnShutdown::Leave => "leave",
-            OnShutdown::Stop => "stop",
-        };
-        let mut args: Vec<OsString> = vec![
+        vec![
             word.into(),
             "--state-dir".into(),
             self.state_dir.clone().into(),
             "--program".into(),
             self.program.clone().into(),
-            "--tick-us".into(),
-            self.tick.as_micros().to_string().into(),
-            "--log".into(),
-            self.log.clone().into(),
             "--cgroups".into(),
             cgroups.into(),
-            "--on-shutdown".into(),
-            on_shutdown.into(),
-            "--probe-allow".into(),
-            self.probe_allow.iter().map(ToString::to_string).collect::<Vec<_>>().join(",").into(),
-            "--metrics-max-series".into(),
-            self.metrics_max_series.to_string().into(),
-            "--otlp-logs".into(),
-            self.otlp_logs.to_string().into(),
-        ];
-        for (number, path) in self.watch.iter().enumerate() {
-            args.extend([format!("--watch-{number}").into(), path.clone().into()]);
-        }
-        if let Some(address) = self.metrics_listen {
-            args.extend(["--metrics-listen".into(), address.to_string().into()]);
-        }
-        if let Some(endpoint) = &self.otlp_endpoint {
-            args.extend(["--otlp-endpoint".into(), endpoint.into()]);
-        }
-        args
+            "--given".into(),
+            // Only a path that is not UTF-8 could fail, and there is none in it.
+            serde_json::to_string(&self.given).unwrap_or_default().into(),
+        ]
     }
 }
 
@@ -123,29 +84,13 @@ impl Received {
         Ok(Shared {
             state_dir: path("state-dir")?,
             program: path("program")?,
-            tick: Duration::from_micros(self.text("tick-us").and_then(|text| text.parse().ok()).unwrap_or(1_000_000)),
-            log: self.text("log").unwrap_or("info").to_owned(),
             cgroups: match self.text("cgroups") {
                 Some("v2") => CgroupPreference::V2,
                 Some("v1") => CgroupPreference::V1,
                 Some("none") => CgroupPreference::None,
                 _ => CgroupPreference::Auto,
             },
-            on_shutdown: match self.text("on-shutdown") {
-                Some("stop") => OnShutdown::Stop,
-                _ => OnShutdown::Leave,
-            },
-            watch: (0..).map_while(|number| self.0.get(&format!("watch-{number}")).map(PathBuf::from)).collect(),
-            probe_allow: self
-                .text("probe-allow")
-                .unwrap_or_default()
-                .split(',')
-                .filter_map(|it| it.parse().ok())
-                .collect(),
-            metrics_listen: self.text("metrics-listen").and_then(|text| text.parse().ok()),
-            metrics_max_series: self.text("metrics-max-series").and_then(|text| text.parse().ok()).unwrap_or(2000),
-            otlp_endpoint: self.text("otlp-endpoint").map(ToOwned::to_owned),
-            otlp_logs: self.text("otlp-logs") == Some("true"),
+            given: self.text("given").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
         })
     }
 
@@ -182,16 +127,13 @@ mod tests {
         let shared = Shared {
             state_dir: "/a b".into(),
             program: "/bin/ostler".into(),
-            tick: Duration::from_millis(250),
-            log: "debug".to_owned(),
             cgroups: CgroupPreference::V1,
-            on_shutdown: OnShutdown::Stop,
-            watch: vec!["/srv/a b".into(), "/srv/c".into()],
-            probe_allow: vec!["10.0.0.0/8".parse().unwrap(), "db.internal".parse().unwrap()],
-            metrics_listen: Some(([127, 0, 0, 1], 9464).into()),
-            metrics_max_series: 100,
-            otlp_endpoint: Some("http://127.0.0.1:4317".to_owned()),
-            otlp_logs: true,
+            given: Given {
+                file: "/etc/o.yaml".into(),
+                named: true,
+                flags: [("watch".to_owned(), vec!["/srv/a b", "/srv/c"].into())].into_iter().collect(),
+                ..Given::default()
+            },
         };
         let mut args = shared.to_args("keeper");
         args.extend(["--from-the-future".into(), "x".into()]);

@@ -32,19 +32,30 @@ pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
-    // The controller binds it, again whenever it is restarted; who typed the address is told here.
-    if let Some(address) = shared.metrics_listen
-        && let Err(why) = std::net::TcpListener::bind(address)
-    {
-        eprintln!("error: cannot serve metrics on {address}: {why}; choose another address with --metrics-listen");
-        return ExitCode::FAILURE;
-    }
     match ostler_keeper::lock(&shared.state_dir) {
         Ok(lock) => {
             // Workloads run elsewhere and the daemon may be started from anywhere: no relative path survives here.
             if let Ok(absolute) = shared.state_dir.canonicalize() {
                 shared.state_dir = absolute;
             }
+            let config = match ostler_config::Live::begin(&shared.given, &shared.state_dir) {
+                Ok(config) => config,
+                Err(why) => {
+                    eprintln!("error: {why}");
+                    eprintln!("the daemon was not started; correct the file, or choose another with --config");
+                    return ExitCode::FAILURE;
+                }
+            };
+            // The controller binds it, again whenever it is restarted; who typed the address is told here.
+            if let Some(address) = config.metrics_listen
+                && let Err(why) = std::net::TcpListener::bind(address)
+            {
+                eprintln!(
+                    "error: cannot serve metrics on {address}: {why}; choose another address with --metrics-listen"
+                );
+                return ExitCode::FAILURE;
+            }
+            shared.configure(&config);
             keep(&shared, Start::Fresh { lock })
         }
         Err(why) => fail(&why),

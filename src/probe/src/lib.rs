@@ -21,7 +21,7 @@ mod tls;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use ostler_core::allow::Allow;
@@ -29,13 +29,29 @@ use ostler_core::kinds::{NotifyStatus, ProbeKind, ProbeStatus, ProbesStatus, Pro
 use ostler_core::verdict::Outcome;
 pub use scheduler::Prober;
 
+/// What may be checked besides loopback addresses; clones share it, and a change counts from the next check on.
+#[derive(Clone, Debug, Default)]
+pub struct AllowList(Arc<RwLock<Arc<[Allow]>>>);
+
+impl AllowList {
+    /// Replaces the list.
+    pub fn set(&self, allow: &[Allow]) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = allow.into();
+    }
+
+    /// The list as it is now.
+    pub(crate) fn get(&self) -> Arc<[Allow]> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// Settings of the prober.
 #[derive(Clone, Default)]
 pub struct Settings {
     /// The daemon's state directory: logs are below it, and the socket for sd_notify(3).
     pub state_dir: PathBuf,
     /// What may be checked besides loopback addresses.
-    pub allow: Vec<Allow>,
+    pub allow: AllowList,
     /// Is told of every check.
     pub meter: Option<Arc<dyn Meter>>,
 }

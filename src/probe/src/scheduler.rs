@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 use crate::exec::{self, Plot};
 use crate::log::{Patterns, Scan};
 use crate::notify::{self, Custody, Message, Senders, Sockets};
-use crate::{Meter, News, Report, Settings, Target, graves, grpc, http, net, process};
+use crate::{AllowList, Meter, News, Report, Settings, Target, graves, grpc, http, net, process};
 
 /// The handle of the scheduler, which ends with it.
 #[derive(Clone, Debug)]
@@ -142,7 +142,7 @@ struct Place {
 
 struct Scheduler {
     state_dir: PathBuf,
-    allow: Arc<[Allow]>,
+    allow: AllowList,
     meter: Option<Arc<dyn Meter>>,
     sockets: Result<Sockets, String>,
     reports: mpsc::UnboundedSender<Report>,
@@ -167,7 +167,7 @@ impl Scheduler {
         let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Self {
             state_dir: settings.state_dir,
-            allow: settings.allow.into(),
+            allow: settings.allow,
             meter: settings.meter,
             sockets,
             reports,
@@ -410,7 +410,7 @@ impl Scheduler {
             return;
         }
         let job = Job {
-            allow: Arc::clone(&self.allow),
+            allow: self.allow.get(),
             log: self.entry(place).and_then(|(_, entry)| entry.log.clone().zip(entry.patterns.clone())),
             regex: self.entry(place).and_then(|(_, entry)| entry.regex.clone()),
             plot: self.entry(place).and_then(|(_, entry)| entry.plot.clone()),

@@ -117,7 +117,7 @@ async fn ten_thousand_checks_leave_nothing_behind() {
     let count = Arc::new(Count::default());
     let settings = Settings {
         state_dir: directory.path().to_owned(),
-        allow: Vec::new(),
+        allow: ostler_probe::AllowList::default(),
         meter: Some(Arc::clone(&count) as Arc<dyn Meter>),
     };
     let (prober, mut reports) = Prober::start(settings);

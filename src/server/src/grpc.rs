@@ -443,6 +443,20 @@ impl Ostler for Service {
         Ok(Response::new(v1::BackupResponse { path: path.display().to_string(), revision, entries }))
     }
 
+    async fn get_config(&self, _: Request<v1::GetConfigRequest>) -> Answer<v1::ConfigResponse> {
+        Ok(Response::new(crate::config::shown(&self.daemon.config)))
+    }
+
+    async fn set_config(&self, request: Request<v1::SetConfigRequest>) -> Answer<v1::ConfigResponse> {
+        crate::config::set(&self.daemon.config, request.into_inner())?;
+        Ok(Response::new(crate::config::shown(&self.daemon.config)))
+    }
+
+    async fn reload_config(&self, _: Request<v1::ReloadConfigRequest>) -> Answer<v1::ConfigResponse> {
+        crate::config::reload(&self.daemon.config, true);
+        Ok(Response::new(crate::config::shown(&self.daemon.config)))
+    }
+
     async fn upgrade(&self, request: Request<v1::UpgradeRequest>) -> Answer<v1::UpgradeResponse> {
         let asked = request.into_inner().binary;
         let binary = if asked.is_empty() { self.daemon.program.clone() } else { asked.into() };

@@ -5,6 +5,7 @@
 //! Sources apply through the same code as everybody else.
 
 mod apply;
+mod config;
 mod error;
 pub mod grpc;
 mod logs;
@@ -16,5 +17,6 @@ mod sources;
 mod usage;
 mod watching;
 
+pub use config::reload as reload_config;
 pub use error::{ApiError, Cause, Reason};
 pub use service::{Daemon, Service};

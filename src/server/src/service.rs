@@ -17,7 +17,7 @@ use crate::error::{ApiError, Reason};
 use crate::select::Selection;
 use crate::sources::Gate;
 
-/// Facts about the daemon that do not change while it runs.
+/// What the API tells of the daemon itself.
 #[derive(Clone, Debug)]
 pub struct Daemon {
     /// Version of the program.
@@ -28,6 +28,8 @@ pub struct Daemon {
     pub program: PathBuf,
     /// When this controller began, Unix time in nanoseconds.
     pub started_at: i64,
+    /// Its configuration.
+    pub config: Arc<ostler_config::Live>,
 }
 
 /// The API.

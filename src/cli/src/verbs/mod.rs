@@ -3,6 +3,7 @@
 pub(crate) mod act;
 pub(crate) mod apply;
 pub(crate) mod completion;
+pub(crate) mod config;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod describe;

@@ -45,8 +45,9 @@ impl<D: Driver> Controller<D> {
                 }
                 DriverEvent::Terminate(terminate) => {
                     info!(signal = terminate.signal, "asked to end");
-                    let ending = if self.options.stop_on_terminate {
-                        Ending::stopping(self.now() + self.options.shutdown_deadline)
+                    let tuning = *self.options.tuning.borrow();
+                    let ending = if tuning.stop_on_terminate {
+                        Ending::stopping(self.now() + tuning.shutdown_deadline)
                     } else {
                         Ending::leaving()
                     };

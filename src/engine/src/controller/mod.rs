@@ -19,7 +19,7 @@ use std::time::Duration;
 use ostler_core::{Kind, Span, Timestamp};
 use ostler_probe::{Prober, Report};
 use ostler_store::{Store, Watch, WatchEnded};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
 use self::commands::Command;
@@ -49,12 +49,33 @@ pub(crate) enum Request {
 pub struct Options {
     /// The daemon's state directory; log directories are below it.
     pub state_dir: PathBuf,
-    /// How often everything that is not at rest is looked at even if nothing happened.
+    /// What may change while it runs.
+    pub tuning: watch::Receiver<Tuning>,
+}
+
+/// Settings that may change while the controller runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// How often everything that is not at rest is looked at even if nothing happened; not zero.
     pub tick: Duration,
     /// Whether SIGTERM and SIGINT to the daemon stop the instances first; otherwise they go on without it.
     pub stop_on_terminate: bool,
     /// What still lives so long after such a signal is killed.
     pub shutdown_deadline: Span,
+}
+
+impl Tuning {
+    /// As options that nobody will change.
+    pub fn fixed(self) -> watch::Receiver<Self> {
+        watch::channel(self).1
+    }
+}
+
+/// The safety net's beat.
+fn beat(tick: Duration) -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(tick);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks
 }
 
 /// Why the loop ended.
@@ -118,6 +139,7 @@ enum Woken {
     Written(Outcome),
     Probed(Vec<Report>),
     Command(Option<Command>),
+    Tuned,
     Time,
     Busy,
 }
@@ -158,8 +180,7 @@ impl<D: Driver> Controller<D> {
     /// Runs until the daemon is to end. Returns the driver, so that the keeper can be told when the store is closed.
     pub async fn run(mut self) -> (Ended, D) {
         self.look_at_everything();
-        let mut ticks = tokio::time::interval(self.options.tick);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks = beat(self.options.tuning.borrow_and_update().tick);
         loop {
             self.work();
             self.driver.flush();
@@ -189,6 +210,7 @@ impl<D: Driver> Controller<D> {
                     self.tick();
                     Woken::Time
                 }
+                Ok(()) = self.options.tuning.changed() => Woken::Tuned,
                 () = tokio::time::sleep(pause), if !busy => Woken::Time,
                 () = std::future::ready(()), if busy => Woken::Busy,
             };
@@ -200,6 +222,12 @@ impl<D: Driver> Controller<D> {
                 // Every handle is gone: the API has ended, and with it the daemon.
                 Woken::Command(None) => self.begin_end(commands::Ending::leaving()),
                 Woken::Changed(kind, events) => self.take_changes(kind, events),
+                Woken::Tuned => {
+                    let tick = self.options.tuning.borrow_and_update().tick;
+                    if tick != ticks.period() {
+                        ticks = beat(tick);
+                    }
+                }
                 Woken::Time | Woken::Busy => {}
             }
         }
