@@ -64,8 +64,10 @@ fn every_example_has_a_test_and_is_valid() {
     assert_eq!(
         names,
         [
+            "config.yaml",
             "crashy.yaml",
             "demo",
+            "external.yaml",
             "fallback.yaml",
             "jobs-like.yaml",
             "limited.yaml",
@@ -103,6 +105,21 @@ fn web_serves_on_three_ports_of_their_own() {
 }
 
 #[test]
+fn config_greets_as_it_is_told() {
+    let daemon = Daemon::start();
+    example(&daemon, "config.yaml");
+    let greets = |word: &str| {
+        let said = format!("{word}, I know a password of 11 letters");
+        wait_until(said.clone(), || daemon.cli(&["logs", "greeter-0"]).stdout.contains(&said).then_some(()));
+    };
+    greets("Hello");
+    let changed =
+        daemon.ok(&["create", "configmap", "greeting", "--from-literal=GREETING=Ahoy", "--dry-run", "-o", "yaml"]);
+    daemon.apply(&changed);
+    greets("Ahoy");
+}
+
+#[test]
 fn probes_hold_back_gate_and_find_out() {
     let daemon = Daemon::start();
     example(&daemon, "probes.yaml");
@@ -128,6 +145,23 @@ fn rolling_is_replaced_with_one_more_meanwhile() {
     assert!(after.iter().all(|instance| !before.contains(&instance.pid())));
     assert_serves(&after);
     assert!(daemon.ok(&["rollout", "history", "process/rolling"]).contains("1          first version"));
+}
+
+#[test]
+fn an_external_is_found_by_its_port_and_lost_with_it() {
+    let daemon = Daemon::start();
+    example(&daemon, "external.yaml");
+    let phase = |phase: &str| {
+        wait_until(format!("the database to be {phase}"), || {
+            let status = daemon.get("external", "database")["status"].clone();
+            (status["phase"] == phase && status["observedGeneration"] == 1).then_some(status)
+        })
+    };
+    phase("NotFound");
+    let listener = std::net::TcpListener::bind("127.0.0.1:15432").expect("nobody else has the port of the example");
+    assert_eq!(phase("Found")["pid"], std::process::id());
+    drop(listener);
+    phase("NotFound");
 }
 
 #[test]

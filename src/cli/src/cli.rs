@@ -32,7 +32,7 @@ Examples:
   ostler logs process/web -f       what it says
 
 Durations are written as 500ms, 30s, 5m, 1h30m or 2d. Kinds are processes (proc), jobs, cronjobs
-(cj), instances (inst), namespaces (ns), sources (src), events (ev).";
+(cj), instances (inst), namespaces (ns), configmaps (cm), secrets, sources (src), events (ev).";
 
 /// Flags that every command takes.
 #[derive(Debug, clap::Args)]
@@ -68,6 +68,7 @@ impl Global {
             request_timeout: Some(self.request_timeout).filter(|limit| !limit.is_zero()),
             verbose: self.verbose,
             traceparent: None,
+            show_secrets: false,
         }
     }
 }
@@ -163,6 +164,9 @@ mod tests {
             "ostler create job now --from=cronjob/nightly --dry-run -o yaml",
             "ostler run --rm --name x -e A=b -- make -j4 --rm",
             "ostler run -d -- sleep 10",
+            "ostler create configmap app --from-literal=a=b --from-file=x=y --from-env-file=z --dry-run -o yaml",
+            "ostler create secret generic db --from-literal=a=b",
+            "ostler get secret db -o yaml --show-secrets",
             "ostler sync apps source/base --allow-prune --timeout 10s",
             "ostler diff --source apps",
         ] {

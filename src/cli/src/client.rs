@@ -50,6 +50,7 @@ impl Interceptor for Context {
 pub(crate) struct Client {
     pub(crate) api: OstlerClient<Traced>,
     timeout: Option<Duration>,
+    show_secrets: bool,
 }
 
 impl Client {
@@ -96,7 +97,7 @@ impl Client {
         let api = OstlerClient::new(InterceptedService::new(channel, Context(settings.traceparent.clone())))
             .max_decoding_message_size(ostler_rpc::MAX_MESSAGE)
             .max_encoding_message_size(ostler_rpc::MAX_MESSAGE);
-        Ok(Client { api, timeout: settings.request_timeout })
+        Ok(Client { api, timeout: settings.request_timeout, show_secrets: settings.show_secrets })
     }
 
     /// Awaits a call that answers once, within `--request-timeout`.
@@ -125,8 +126,9 @@ impl Client {
     /// Like [`Client::list`], with the revision to watch from.
     pub(crate) async fn list_at(&mut self, selector: v1::Selector) -> Result<(Vec<v1::Object>, u64), Error> {
         let mut api = self.api.clone();
+        let show_secrets = self.show_secrets;
         self.limit(async move {
-            let mut pages = api.list(v1::ListRequest { selector: Some(selector) }).await?.into_inner();
+            let mut pages = api.list(v1::ListRequest { selector: Some(selector), show_secrets }).await?.into_inner();
             let mut items = Vec::new();
             let mut revision = 0;
             while let Some(page) = pages.message().await? {
@@ -139,7 +141,8 @@ impl Client {
     }
 
     pub(crate) async fn get(&mut self, kind: Kind, namespace: &str, name: &str) -> Result<v1::Object, Error> {
-        let request = v1::GetRequest { object: Some(reference(kind, namespace, name)) };
+        let request =
+            v1::GetRequest { object: Some(reference(kind, namespace, name)), show_secrets: self.show_secrets };
         let mut api = self.api.clone();
         match self.once(api.get(request)).await {
             Err(error) if error.is_not_found() => Err(self.suggest_name(error, kind, namespace, name).await),

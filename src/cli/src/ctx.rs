@@ -33,6 +33,8 @@ pub(crate) struct Settings {
     pub(crate) verbose: u8,
     /// The trace that this command belongs to, as W3C has it.
     pub(crate) traceparent: Option<String>,
+    /// Reads show the values of Secrets.
+    pub(crate) show_secrets: bool,
 }
 
 impl Settings {

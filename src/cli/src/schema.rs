@@ -11,12 +11,15 @@ use crate::kinds::{self, Kind};
 
 fn source(kind: Kind) -> &'static str {
     match kind {
+        Kind::ConfigMap => include_str!("../../../api/configmap.v1.json"),
+        Kind::Secret => include_str!("../../../api/secret.v1.json"),
         Kind::Process => include_str!("../../../api/process.v1.json"),
         Kind::Job => include_str!("../../../api/job.v1.json"),
         Kind::CronJob => include_str!("../../../api/cronjob.v1.json"),
         Kind::Instance => include_str!("../../../api/instance.v1.json"),
         Kind::Namespace => include_str!("../../../api/namespace.v1.json"),
         Kind::Source => include_str!("../../../api/source.v1.json"),
+        Kind::External => include_str!("../../../api/external.v1.json"),
         Kind::Event => include_str!("../../../api/event.v1.json"),
     }
 }

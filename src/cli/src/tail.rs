@@ -78,7 +78,7 @@ impl Tail {
             let mut api = client.api.clone();
             let object = crate::client::reference(Kind::Instance, &self.request.namespace, &self.request.instance);
             self.received = true;
-            api.get(v1::GetRequest { object: Some(object) }).await?;
+            api.get(v1::GetRequest { object: Some(object), ..v1::GetRequest::default() }).await?;
         }
         Err(Error::Lost(Box::new(tonic::Status::unavailable("the daemon ended the stream"))))
     }

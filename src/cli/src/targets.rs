@@ -76,8 +76,8 @@ pub(crate) fn parse_runnable(words: &[String]) -> Result<Vec<Target>, Error> {
     let targets = parse(words)?;
     for target in &targets {
         match target.kind {
-            Kind::Process | Kind::Job | Kind::CronJob | Kind::Instance => {}
-            Kind::Namespace | Kind::Source | Kind::Event => {
+            Kind::Process | Kind::Job | Kind::CronJob | Kind::Instance | Kind::External => {}
+            Kind::Namespace | Kind::ConfigMap | Kind::Secret | Kind::Source | Kind::Event => {
                 return Err(Error::usage(
                     format!("{} do not run", target.kind.plural()),
                     "name a process, a job, a cronjob or an instance",

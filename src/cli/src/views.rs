@@ -95,6 +95,16 @@ pub(crate) fn condition<'a>(conditions: Option<&'a Vec<Condition>>, kind: &str) 
     conditions?.iter().find(|condition| condition.r#type.as_deref() == Some(kind))
 }
 
+/// A ConfigMap or Secret; only which keys it has.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Config {
+    pub(crate) metadata: Metadata,
+    pub(crate) r#type: Option<String>,
+    pub(crate) data: BTreeMap<String, String>,
+    pub(crate) binary_data: BTreeMap<String, String>,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Source {
@@ -395,6 +405,41 @@ pub(crate) struct Namespace {
 #[serde(default)]
 pub(crate) struct NamespaceStatus {
     pub(crate) phase: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct External {
+    pub(crate) metadata: Metadata,
+    pub(crate) spec: serde_json::Value,
+    pub(crate) status: Option<ExternalStatus>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct ExternalStatus {
+    pub(crate) phase: Option<String>,
+    pub(crate) pid: Option<i32>,
+    pub(crate) since: Option<String>,
+    pub(crate) conditions: Option<Vec<Condition>>,
+}
+
+impl External {
+    /// "port 5432"
+    pub(crate) fn discovery(&self) -> String {
+        discovery(&self.spec["discovery"])
+    }
+}
+
+/// What an External is looked for by: "port 5432"
+pub(crate) fn discovery(discovery: &serde_json::Value) -> String {
+    let ways: Vec<String> = discovery
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(way, value)| format!("{way} {}", crate::output::jsonpath::text(value)))
+        .collect();
+    ways.join(", ")
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -113,7 +113,11 @@ impl Watcher {
 
     async fn open(&mut self) -> Result<(), Error> {
         let mut client = Client::connect_once(&self.settings).await?;
-        let request = v1::WatchRequest { selector: Some(self.selector.clone()), from_revision: self.revision };
+        let request = v1::WatchRequest {
+            selector: Some(self.selector.clone()),
+            from_revision: self.revision,
+            show_secrets: self.settings.show_secrets,
+        };
         match client.api.watch(request).await {
             Ok(response) => {
                 self.stream = Some(response.into_inner());

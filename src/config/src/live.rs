@@ -319,7 +319,7 @@ mod tests {
         given: Given,
     }
 
-    fn layer(value: Value) -> Layer {
+    fn layer(value: &Value) -> Layer {
         value.as_object().unwrap().clone()
     }
 
@@ -362,7 +362,7 @@ mod tests {
         assert_eq!(of(&live, "tick"), (json!("2s"), file));
         daemon.given.environment = environment(|name| (name == "OSTLER_TICK").then(|| "3s".into())).unwrap();
         assert_eq!(of(&daemon.resume(), "tick"), (json!("3s"), "environment OSTLER_TICK".to_owned()));
-        daemon.given.flags = layer(json!({"tick": "4s"}));
+        daemon.given.flags = layer(&json!({"tick": "4s"}));
         let live = daemon.resume();
         assert_eq!(of(&live, "tick"), (json!("4s"), "flag --tick".to_owned()));
         assert_eq!(live.set(&[("tick".to_owned(), "5s".to_owned())], &[]), Ok(vec!["tick"]));

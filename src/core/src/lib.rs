@@ -5,6 +5,7 @@
 pub mod allow;
 pub mod backoff;
 pub mod breaker;
+pub mod config;
 pub mod expand;
 pub mod kinds;
 pub mod labels;

@@ -20,6 +20,23 @@ pub fn dns_label(name: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Checks a DNS subdomain: DNS labels joined by dots, at most 253 characters.
+pub fn dns_subdomain(name: &str) -> Result<(), String> {
+    if name.len() > 253 {
+        return Err(format!("has {} characters, at most 253 are allowed", name.len()));
+    }
+    name.split('.').try_for_each(dns_label)
+}
+
+/// Checks a key of a ConfigMap or Secret: 1 to 253 of letters, digits, `-`, `_`, `.`; neither `.` nor `..`.
+pub fn config_key(key: &str) -> Result<(), String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if key.is_empty() || key.len() > 253 || !key.chars().all(good) || key == "." || key == ".." {
+        return Err(format!("{key:?} is not a valid key: 1 to 253 letters, digits, '-', '_' and '.'"));
+    }
+    Ok(())
+}
+
 /// Checks a label or annotation key: an optional DNS prefix and `/`, then 1 to 63 of letters, digits, `-`, `_`, `.`.
 pub fn qualified(key: &str) -> Result<(), String> {
     let (prefix, name) = match key.split_once('/') {

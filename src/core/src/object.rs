@@ -4,7 +4,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::kinds::{CronJob, Job, Kind, Namespace, Process, Source};
+use crate::config;
+use crate::kinds::{ConfigMap, CronJob, External, Hidden, Job, Kind, Namespace, Process, Secret, Source};
 use crate::meta::Metadata;
 use crate::suggest::nearest;
 use crate::validate::{self, FieldError};
@@ -14,6 +15,10 @@ use crate::validate::{self, FieldError};
 pub enum Applicable {
     /// A room for names.
     Namespace(Box<Namespace>),
+    /// Settings for processes.
+    ConfigMap(Box<ConfigMap>),
+    /// Secrets for processes.
+    Secret(Box<Secret>),
     /// A long-running command.
     Process(Box<Process>),
     /// A command that runs to its end.
@@ -22,6 +27,8 @@ pub enum Applicable {
     CronJob(Box<CronJob>),
     /// A directory whose manifests are kept applied.
     Source(Box<Source>),
+    /// A process that Ostler did not start.
+    External(Box<External>),
 }
 
 /// Why JSON is not an object of ours. `field` is a path such as `spec.ports[1].port`; empty for the whole object.
@@ -102,10 +109,13 @@ impl Applicable {
         let one = |error| vec![error];
         let applicable = match kind_of(object).map_err(one)? {
             Kind::Namespace => Self::Namespace(decode(object).map_err(one)?),
+            Kind::ConfigMap => Self::ConfigMap(decode(object).map_err(one)?),
+            Kind::Secret => Self::Secret(Box::new(secret(object).map_err(one)?)),
             Kind::Process => Self::Process(decode(object).map_err(one)?),
             Kind::Job => Self::Job(decode(object).map_err(one)?),
             Kind::CronJob => Self::CronJob(decode(object).map_err(one)?),
             Kind::Source => Self::Source(decode(object).map_err(one)?),
+            Kind::External => Self::External(decode(object).map_err(one)?),
             kind @ (Kind::Instance | Kind::Event) => {
                 let hint = if kind == Kind::Instance { "; apply the Process or Job it belongs to" } else { "" };
                 return Err(one(DecodeError::new("kind", format!("{kind} objects are made by Ostler{hint}"))));
@@ -113,10 +123,13 @@ impl Applicable {
         };
         let errors = match &applicable {
             Self::Namespace(namespace) => validate::metadata(&namespace.metadata, Kind::Namespace),
+            Self::ConfigMap(object) => validate::config_map(object),
+            Self::Secret(object) => validate::secret(object),
             Self::Process(process) => validate::process(process),
             Self::Job(job) => validate::job(job),
             Self::CronJob(cronjob) => validate::cronjob(cronjob),
             Self::Source(source) => validate::source(source),
+            Self::External(external) => validate::external(external),
         };
         if errors.is_empty() {
             return Ok(applicable);
@@ -128,10 +141,13 @@ impl Applicable {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Namespace(_) => Kind::Namespace,
+            Self::ConfigMap(_) => Kind::ConfigMap,
+            Self::Secret(_) => Kind::Secret,
             Self::Process(_) => Kind::Process,
             Self::Job(_) => Kind::Job,
             Self::CronJob(_) => Kind::CronJob,
             Self::Source(_) => Kind::Source,
+            Self::External(_) => Kind::External,
         }
     }
 
@@ -139,10 +155,13 @@ impl Applicable {
     pub fn metadata(&self) -> &Metadata {
         match self {
             Self::Namespace(object) => &object.metadata,
+            Self::ConfigMap(object) => &object.metadata,
+            Self::Secret(object) => &object.metadata,
             Self::Process(object) => &object.metadata,
             Self::Job(object) => &object.metadata,
             Self::CronJob(object) => &object.metadata,
             Self::Source(object) => &object.metadata,
+            Self::External(object) => &object.metadata,
         }
     }
 
@@ -150,10 +169,13 @@ impl Applicable {
     pub fn metadata_mut(&mut self) -> &mut Metadata {
         match self {
             Self::Namespace(object) => &mut object.metadata,
+            Self::ConfigMap(object) => &mut object.metadata,
+            Self::Secret(object) => &mut object.metadata,
             Self::Process(object) => &mut object.metadata,
             Self::Job(object) => &mut object.metadata,
             Self::CronJob(object) => &mut object.metadata,
             Self::Source(object) => &mut object.metadata,
+            Self::External(object) => &mut object.metadata,
         }
     }
 
@@ -161,12 +183,34 @@ impl Applicable {
     pub fn to_json(&self) -> Value {
         match self {
             Self::Namespace(object) => to_value(object),
+            Self::ConfigMap(object) => to_value(object),
+            Self::Secret(object) => to_value(object),
             Self::Process(object) => to_value(object),
             Self::Job(object) => to_value(object),
             Self::CronJob(object) => to_value(object),
             Self::Source(object) => to_value(object),
+            Self::External(object) => to_value(object),
         }
     }
+}
+
+/// Reads a Secret; what is in `stringData` goes into `data`. No error repeats a value.
+fn secret(object: &Value) -> Result<Secret, DecodeError> {
+    let mut secret: Secret = decode(object).map_err(|error| {
+        // Serde repeats what it did not expect.
+        let repeats = error.message.starts_with("invalid ");
+        if repeats {
+            DecodeError { message: "is not of the right type; values are texts, in quotes".to_owned(), ..error }
+        } else {
+            error
+        }
+    })?;
+    // kubectl keeps the whole manifest here, values included.
+    secret.metadata.annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    for (key, value) in std::mem::take(&mut secret.string_data) {
+        secret.data.insert(key, Hidden(config::encode(value.0.as_bytes())));
+    }
+    Ok(secret)
 }
 
 fn to_value(object: &impl Serialize) -> Value {
@@ -236,6 +280,29 @@ mod tests {
             Applicable::from_json(&process(&json!({"command": ["x"], "ports": [{"name": "a", "port": "auto"}]})));
         let json = first.clone().unwrap().to_json();
         assert_eq!(Applicable::from_json(&json), first);
+    }
+
+    #[test]
+    fn a_secret_takes_plain_text_and_no_error_repeats_a_value() {
+        let secret = |more: serde_json::Value| {
+            let mut object = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "db"}});
+            object.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            object
+        };
+        let good =
+            Applicable::from_json(&secret(json!({"data": {"a": "MQ=="}, "stringData": {"a": "hunter2"}}))).unwrap();
+        assert_eq!(good.to_json()["data"]["a"], "aHVudGVyMg==");
+        assert!(good.to_json().get("stringData").is_none());
+        assert!(!format!("{good:?}").contains("aHVudGVyMg"));
+        for (bad, field) in [
+            (json!({"stringData": {"pin": 271_828}}), "stringData.pin"),
+            (json!({"data": "271828"}), "data"),
+            (json!({"data": {"pin": "271828!"}}), "data.pin"),
+        ] {
+            let found = errors(&secret(bad));
+            assert_eq!(found[0].0, field);
+            assert!(!found[0].1.contains("271828"), "{}", found[0].1);
+        }
     }
 
     #[test]

@@ -26,12 +26,22 @@ pub enum Topic {
     Storage,
     /// A Source was synced, or could not be.
     Source,
+    /// A process that Ostler did not start was found or lost.
+    External,
 }
 
 impl Topic {
     /// Every topic.
-    pub const ALL: [Self; 7] =
-        [Self::Lifecycle, Self::Health, Self::Resources, Self::Restart, Self::Config, Self::Storage, Self::Source];
+    pub const ALL: [Self; 8] = [
+        Self::Lifecycle,
+        Self::Health,
+        Self::Resources,
+        Self::Restart,
+        Self::Config,
+        Self::Storage,
+        Self::Source,
+        Self::External,
+    ];
 
     /// As it is written.
     pub const fn name(self) -> &'static str {
@@ -43,6 +53,7 @@ impl Topic {
             Self::Config => "config",
             Self::Storage => "storage",
             Self::Source => "source",
+            Self::External => "external",
         }
     }
 
@@ -54,8 +65,17 @@ impl Topic {
     /// The topic of a reason, as it is written in `reason`. Whoever thinks up a new one adds it here unless it is about
     /// the course of things.
     pub fn of(kind: Kind, reason: &str) -> Self {
-        if kind == Kind::Source {
-            return Self::Source;
+        match kind {
+            Kind::Source => return Self::Source,
+            Kind::External => return Self::External,
+            Kind::Namespace
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::Process
+            | Kind::Job
+            | Kind::CronJob
+            | Kind::Instance
+            | Kind::Event => {}
         }
         match reason {
             "Healthy" | "Unhealthy" | "ProbeFailed" | "ProbeCannotRun" | "StartupFailed" => Self::Health,
@@ -66,7 +86,8 @@ impl Topic {
             | "BadFormat"
             | "BadWorkingDirectory"
             | "BadUser"
-            | "StartFailed" => Self::Config,
+            | "StartFailed"
+            | "InvalidSchedule" => Self::Config,
             "LogsBlocked" | "LogsRecovered" => Self::Storage,
             _ => Self::Lifecycle,
         }
@@ -95,6 +116,7 @@ mod tests {
             (Kind::Instance, "LogsBlocked", Topic::Storage),
             (Kind::Process, "ResourceViolation", Topic::Resources),
             (Kind::Source, "Synced", Topic::Source),
+            (Kind::External, "Lost", Topic::External),
         ] {
             assert_eq!(Topic::of(kind, reason), topic, "{kind} {reason}");
         }

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use crate::config;
 use crate::kinds::{
-    CronJob, EndCause, Job, JobSpec, Kind, LimitKind, Limits, Port, PortNumber, Process, ProcessSpec, Restart,
-    RestartPolicy, RetryBackoff, Source, Strategy,
+    ConfigMap, CronJob, EndCause, EnvVar, External, Job, JobSpec, Kind, LimitKind, Limits, Port, PortNumber, Process,
+    ProcessSpec, Restart, RestartPolicy, RetryBackoff, Secret, Source, Strategy,
 };
 use crate::meta::Metadata;
+use crate::plan::external::Matcher;
 use crate::schedule::Schedule;
 use crate::time::Span;
 use crate::{name, signal};
@@ -42,7 +44,18 @@ pub fn metadata(metadata: &Metadata, kind: Kind) -> Vec<FieldError> {
     if metadata.name.is_empty() {
         found.add("metadata.name", "a name is needed");
     } else {
-        found.check("metadata.name", name::dns_label(&metadata.name));
+        let rule = match kind {
+            Kind::ConfigMap | Kind::Secret => name::dns_subdomain,
+            Kind::Namespace
+            | Kind::Process
+            | Kind::Job
+            | Kind::CronJob
+            | Kind::Instance
+            | Kind::Source
+            | Kind::External
+            | Kind::Event => name::dns_label,
+        };
+        found.check("metadata.name", rule(&metadata.name));
     }
     if kind.is_namespaced() {
         if !metadata.namespace.is_empty() {
@@ -175,6 +188,47 @@ fn job_spec(job: &JobSpec, path: &str, found: &mut Findings) {
     }
 }
 
+/// Checks a whole External.
+pub fn external(external: &External) -> Vec<FieldError> {
+    let mut found = Findings(metadata(&external.metadata, Kind::External));
+    let spec = &external.spec;
+    let discovery = &spec.discovery;
+    if let Err(why) = Matcher::new(discovery) {
+        let field = if discovery.command.is_some() { "spec.discovery.command" } else { "spec.discovery" };
+        found.add(if why.starts_with("exactly one") { "spec.discovery" } else { field }, why);
+    }
+    for (field, path) in [("pidFile", &discovery.pid_file), ("cgroup", &discovery.cgroup)] {
+        if path.as_ref().is_some_and(|path| !path.starts_with('/') || path.contains('\0')) {
+            found.add(format!("spec.discovery.{field}"), "an absolute path is needed");
+        }
+    }
+    for (field, word) in
+        [("command", &discovery.command), ("name", &discovery.name), ("systemdUnit", &discovery.systemd_unit)]
+    {
+        if word.as_ref().is_some_and(String::is_empty) {
+            found.add(format!("spec.discovery.{field}"), "must not be empty: it would match everything or nothing");
+        }
+    }
+    if discovery.name.as_ref().is_some_and(|name| name.len() > 15) {
+        found.add("spec.discovery.name", "the kernel keeps 15 bytes of a name; use command for longer ones");
+    }
+    if discovery.systemd_unit.as_ref().is_some_and(|unit| !unit.contains('.') || unit.contains('/')) {
+        found.add("spec.discovery.systemdUnit", "the name of a unit with its suffix is needed, such as nginx.service");
+    }
+    if !(Span::from_secs(1)..=Span::from_secs(3600)).contains(&spec.interval) {
+        found.add("spec.interval", "from 1s to 1h");
+    }
+    for (index, word) in spec.allowed_signals.iter().enumerate() {
+        let field = format!("spec.allowedSignals[{index}]");
+        match signal::parse(word) {
+            Ok(1..=31) => {}
+            Ok(_) => found.add(field, "real-time signals cannot be allowed"),
+            Err(why) => found.add(field, why),
+        }
+    }
+    found.0
+}
+
 fn spec(spec: &ProcessSpec, found: &mut Findings) {
     if spec.replicas() > 10_000 {
         found.add("spec.replicas", "at most 10000");
@@ -202,13 +256,15 @@ fn spec(spec: &ProcessSpec, found: &mut Findings) {
         if !names.insert(&variable.name) {
             found.add(&field, format!("{} is given twice", variable.name));
         }
-        if reserved(&variable.name) {
+        if config::is_reserved(&variable.name) {
             found.add(&field, format!("{} is set by Ostler", variable.name));
         }
+        value_from(index, variable, found);
     }
     for (index, variable) in spec.inherit_env.iter().enumerate() {
         found.check(format!("spec.inheritEnv[{index}]"), name::variable(variable));
     }
+    references(spec, found);
     ports(spec, found);
     update(spec, found);
     for (field, value) in [("user", &spec.user), ("group", &spec.group)] {
@@ -308,6 +364,82 @@ fn limits(limits: &Limits, found: &mut Findings) {
     }
 }
 
+/// Checks a whole ConfigMap.
+pub fn config_map(object: &ConfigMap) -> Vec<FieldError> {
+    let mut found = Findings(metadata(&object.metadata, Kind::ConfigMap));
+    let mut size = 0;
+    for (key, value) in &object.data {
+        found.check(format!("data.{key}"), name::config_key(key));
+        size += value.len();
+    }
+    for (key, value) in &object.binary_data {
+        let field = format!("binaryData.{key}");
+        found.check(&field, name::config_key(key));
+        if object.data.contains_key(key) {
+            found.add(&field, "is in data, too");
+        }
+        match config::decode(value) {
+            Some(bytes) => size += bytes.len(),
+            None => found.add(&field, "is not base64; plain text belongs into data"),
+        }
+    }
+    if size > config::MAX_SIZE {
+        found.add("data", format!("{size} bytes in all, at most {} are allowed", config::MAX_SIZE));
+    }
+    found.0
+}
+
+/// Checks a whole Secret. No message repeats a value.
+pub fn secret(object: &Secret) -> Vec<FieldError> {
+    let mut found = Findings(metadata(&object.metadata, Kind::Secret));
+    let mut size = 0;
+    for (key, value) in &object.data {
+        let field = format!("data.{key}");
+        found.check(&field, name::config_key(key));
+        match config::decode(&value.0) {
+            Some(bytes) => size += bytes.len(),
+            None if value.0.starts_with("<redacted") => {
+                found.add(&field, "is what reads show instead of the value; `--show-secrets` shows the value");
+            }
+            None => found.add(&field, "is not base64; plain text belongs into stringData"),
+        }
+    }
+    if size > config::MAX_SIZE {
+        found.add("data", format!("{size} bytes in all, at most {} are allowed", config::MAX_SIZE));
+    }
+    let needed: &[&str] = match object.secret_type.as_str() {
+        "" => {
+            found.add("type", "must not be empty; leave it out for Opaque");
+            &[]
+        }
+        "kubernetes.io/tls" => &["tls.crt", "tls.key"],
+        "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
+        "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
+        "kubernetes.io/basic-auth" if !object.data.contains_key("password") => &["username"],
+        _ => &[],
+    };
+    for key in needed.iter().filter(|key| !object.data.contains_key(**key)) {
+        found.add(format!("data.{key}"), format!("a secret of type {} needs it", object.secret_type));
+    }
+    found.0
+}
+
+fn value_from(index: usize, variable: &EnvVar, found: &mut Findings) {
+    let Some(from) = variable.value_from.as_deref() else { return };
+    let field = format!("spec.env[{index}].valueFrom");
+    if !variable.value.is_empty() {
+        found.add(&field, "either value or valueFrom, not both");
+    }
+    match (&from.config_map_key_ref, &from.secret_key_ref) {
+        (Some(_), Some(_)) | (None, None) => found.add(&field, "one of configMapKeyRef and secretKeyRef is needed"),
+        (Some(to), None) | (None, Some(to)) => {
+            let part = if from.config_map_key_ref.is_some() { "configMapKeyRef" } else { "secretKeyRef" };
+            found.check(format!("{field}.{part}.name"), name::dns_subdomain(&to.name));
+            found.check(format!("{field}.{part}.key"), name::config_key(&to.key));
+        }
+    }
+}
+
 fn update(spec: &ProcessSpec, found: &mut Findings) {
     let update = &spec.update;
     if update.strategy == Strategy::RollingUpdate && update.max_surge.is_zero() && update.max_unavailable.is_zero() {
@@ -336,8 +468,45 @@ fn update(spec: &ProcessSpec, found: &mut Findings) {
     }
 }
 
-fn reserved(variable: &str) -> bool {
-    variable == "PORT" || variable.starts_with("PORT_") || variable.starts_with("OSTLER_")
+/// References to ConfigMaps, Secrets and files with variables; and that no argument shows a secret.
+fn references(spec: &ProcessSpec, found: &mut Findings) {
+    for (index, from) in spec.env_from.iter().enumerate() {
+        let field = format!("spec.envFrom[{index}]");
+        match (&from.config_map_ref, &from.secret_ref) {
+            (Some(_), Some(_)) | (None, None) => found.add(&field, "one of configMapRef and secretRef is needed"),
+            (Some(to), None) | (None, Some(to)) => {
+                let part = if from.config_map_ref.is_some() { "configMapRef" } else { "secretRef" };
+                found.check(format!("{field}.{part}.name"), name::dns_subdomain(&to.name));
+            }
+        }
+        if !from.prefix.is_empty() {
+            found.check(format!("{field}.prefix"), name::config_key(&from.prefix));
+        }
+    }
+    for (index, file) in spec.env_files.iter().enumerate() {
+        if !file.path.starts_with('/') || file.path.contains('\0') {
+            found.add(format!("spec.envFiles[{index}].path"), "must be absolute once it reaches the daemon");
+        }
+    }
+    let hidden = config::secret_variables(spec);
+    let fallback = spec.fallback.iter().flat_map(|fallback| &fallback.command);
+    let words = spec
+        .command
+        .iter()
+        .enumerate()
+        .map(|(index, word)| (format!("spec.command[{index}]"), word))
+        .chain(spec.args.iter().enumerate().map(|(index, word)| (format!("spec.args[{index}]"), word)))
+        .chain(fallback.enumerate().map(|(index, word)| (format!("spec.fallback.command[{index}]"), word)));
+    for (field, word) in words {
+        for name in config::names_in(word).iter().filter(|name| hidden.contains(name.as_str())) {
+            found.add(
+                field.clone(),
+                format!(
+                    "$({name}) comes from a Secret, and every user can see arguments; read it from the environment"
+                ),
+            );
+        }
+    }
 }
 
 fn ports(spec: &ProcessSpec, found: &mut Findings) {
@@ -374,6 +543,37 @@ mod tests {
     #[test]
     fn a_plain_process_is_valid() {
         assert!(fields(&json!({"command": ["sleep", "1"], "ports": [{"name": "http", "port": 80}]})).is_empty());
+    }
+
+    #[test]
+    fn an_external_is_looked_for_in_one_way() {
+        let fields = |spec: serde_json::Value| -> Vec<String> {
+            let object =
+                json!({"apiVersion": "ostler.dev/v1", "kind": "External", "metadata": {"name": "db"}, "spec": spec});
+            external(&decode(&object).unwrap()).into_iter().map(|error| error.field).collect()
+        };
+        for good in [
+            json!({"discovery": {"pidFile": "/run/x.pid"}}),
+            json!({"discovery": {"command": "^nginx: master"}, "interval": "1s", "allowedSignals": ["HUP", "SIGTERM"]}),
+            json!({"discovery": {"port": 5432}}),
+            json!({"discovery": {"systemdUnit": "nginx.service"}}),
+        ] {
+            assert_eq!(fields(good.clone()), Vec::<String>::new(), "{good}");
+        }
+        for (bad, field) in [
+            (json!({"discovery": {}}), "spec.discovery"),
+            (json!({"discovery": {"port": 1, "name": "x"}}), "spec.discovery"),
+            (json!({"discovery": {"command": "("}}), "spec.discovery.command"),
+            (json!({"discovery": {"command": ""}}), "spec.discovery.command"),
+            (json!({"discovery": {"pidFile": "x.pid"}}), "spec.discovery.pidFile"),
+            (json!({"discovery": {"name": "a-name-of-17-bytes"}}), "spec.discovery.name"),
+            (json!({"discovery": {"systemdUnit": "nginx"}}), "spec.discovery.systemdUnit"),
+            (json!({"discovery": {"port": 1}, "interval": "1ms"}), "spec.interval"),
+            (json!({"discovery": {"port": 1}, "allowedSignals": ["NOPE"]}), "spec.allowedSignals[0]"),
+            (json!({"discovery": {"port": 1}, "allowedSignals": ["HUP", "RTMIN"]}), "spec.allowedSignals[1]"),
+        ] {
+            assert_eq!(fields(bad.clone()), [field], "{bad}");
+        }
     }
 
     #[test]

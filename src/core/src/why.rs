@@ -147,7 +147,7 @@ pub fn process(process: &Process, instances: &[Instance], now: Timestamp) -> Cha
         Step::Spec,
         format!(
             "revision {}, generation {}: {copies} × {}",
-            short(&spec.revision()),
+            short(&process.revision()),
             metadata.generation,
             command(spec)
         ),
@@ -404,7 +404,7 @@ fn waiting(instance: &Instance, process: Option<&Process>, siblings: &[Instance]
         let status = &process.status;
         let ready = format!("{} of {} instances ready", status.ready_replicas, process.spec.replicas());
         lines.push(format!("process/{}: {ready}", process.metadata.name));
-        let wanted = process.spec.revision();
+        let wanted = process.revision();
         let mut later: Vec<&str> = siblings
             .iter()
             .filter(|other| other.spec.revision != wanted && instance.spec.revision == wanted)

@@ -7,14 +7,17 @@
 mod clock;
 mod controller;
 pub mod driver;
+pub mod external;
 mod ports;
 mod queue;
 mod spawn;
 pub mod usage;
+pub mod vault;
 
 pub use clock::Clock;
 pub use controller::{
     ActError, Acted, Action, Controller, Ended, Handle, InstanceRef, Options, Overview, Start, StartFailed, Tuning,
+    place,
 };
 pub use ostler_probe as probe;
 pub use spawn::log_dir;

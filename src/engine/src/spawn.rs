@@ -1,11 +1,13 @@
 //! From an `Instance` to the keeper's Spawn: environment, expansion, user and limits of the log.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::sync::OnceLock;
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use ostler_core::Timestamp;
+use ostler_core::config::{self, Resolved};
 use ostler_core::expand::expand;
 use ostler_core::kinds::{Enforcement, Instance, ProcessSpec, WhenBlocked};
 use ostler_core::plan::instance::{StartError, StartErrorKind};
@@ -48,19 +50,34 @@ pub(crate) fn limits(spec: &ProcessSpec) -> Option<wire::Limits> {
 /// spans.
 pub(crate) fn command(
     instance: &Instance,
+    given: &Resolved,
     attempt: u64,
     now: Timestamp,
     traceparent: Option<String>,
 ) -> Result<wire::Spawn, StartError> {
     let spec = &instance.spec.template;
     let identity = identity(spec).map_err(|message| StartError { kind: StartErrorKind::BadUser, message, at: now })?;
-    let env = environment(instance, &identity, traceparent);
-    let lookup = |name: &str| env.get(name).cloned();
+    let failed = |kind| move |message| StartError { kind, message, at: now };
+    let Environment { env, hidden } =
+        environment(instance, &identity, given, traceparent).map_err(failed(StartErrorKind::BadEnvironment))?;
+    let shown = RefCell::new(None);
+    let lookup = |name: &str| {
+        if hidden.contains(name) {
+            shown.borrow_mut().get_or_insert_with(|| name.to_owned());
+        }
+        env.get(name).cloned()
+    };
     let words: Vec<&String> = match &spec.fallback {
         Some(fallback) if instance.status.fallback.is_some() => fallback.command.iter().collect(),
         Some(_) | None => spec.command.iter().chain(&spec.args).collect(),
     };
     let argv = words.into_iter().map(|word| expand(word, lookup).into_bytes()).collect();
+    if let Some(name) = shown.into_inner() {
+        let message = format!(
+            "the command names $({name}), whose value comes from a Secret, and every user can see arguments; read it from the environment"
+        );
+        return Err(failed(StartErrorKind::SecretInCommand)(message));
+    }
     let metadata = &instance.metadata;
     Ok(wire::Spawn {
         id: metadata.uid.clone(),
@@ -93,14 +110,16 @@ pub(crate) fn let_speak(command: &mut wire::Spawn, spec: &ProcessSpec, prober: &
 }
 
 /// What the commands of an instance's probes are run with, if it has such; or why they cannot be run.
-pub(crate) fn surroundings(instance: &Instance) -> Result<Surroundings, String> {
+pub(crate) fn surroundings(instance: &Instance, given: &Resolved) -> Result<Surroundings, String> {
     let spec = &instance.spec.template;
     if !spec.probes().any(|(_, probe)| probe.exec.is_some()) {
         return Ok(Surroundings::default());
     }
     let identity = identity(spec)?;
+    let Environment { env, hidden } = environment(instance, &identity, given, None)?;
     Ok(Surroundings {
-        env: environment(instance, &identity, None),
+        env,
+        hidden,
         working_dir: if spec.working_dir.is_empty() { "/".into() } else { spec.working_dir.clone().into() },
         uid: identity.switch.then_some(identity.uid),
         gid: identity.switch.then_some(identity.gid),
@@ -199,11 +218,26 @@ fn nameless(uid: Uid) -> User {
     }
 }
 
-/// The whole environment. Later entries win: what everybody gets, what is taken from the daemon, what Ostler sets, what
-/// the manifest says.
-fn environment(instance: &Instance, identity: &Identity, traceparent: Option<String>) -> BTreeMap<String, String> {
+/// Variables, and which of them hold something of a Secret.
+struct Environment {
+    env: BTreeMap<String, String>,
+    hidden: BTreeSet<String>,
+}
+
+/// The most bytes that a file with variables may have.
+const ENV_FILE: u64 = 1 << 20;
+
+/// The whole environment. Later entries win: what everybody gets, what is taken from the daemon, what Ostler sets,
+/// files, ConfigMaps and Secrets, what the manifest says.
+fn environment(
+    instance: &Instance,
+    identity: &Identity,
+    given: &Resolved,
+    traceparent: Option<String>,
+) -> Result<Environment, String> {
     let spec = &instance.spec;
     let mut env = BTreeMap::new();
+    let mut hidden = BTreeSet::new();
     let mut set = |name: &str, value: String| env.insert(name.to_owned(), value);
     set("PATH", PATH.to_owned());
     set("HOME", identity.home.clone());
@@ -237,11 +271,47 @@ fn environment(instance: &Instance, identity: &Identity, traceparent: Option<Str
         }
         set(&format!("PORT_{}", port.name.to_ascii_uppercase().replace('-', "_")), number.to_string());
     }
-    for variable in &spec.template.env {
-        let value = expand(&variable.value, |name| env.get(name).cloned());
-        env.insert(variable.name.clone(), value);
+    for file in &spec.template.env_files {
+        env.extend(env_file(&file.path, file.optional)?);
     }
-    env
+    for (name, variable) in &given.env_from {
+        env.insert(name.clone(), variable.value.clone());
+        if variable.secret {
+            hidden.insert(name.clone());
+        }
+    }
+    for variable in &spec.template.env {
+        let (value, secret) = if variable.value_from.is_some() {
+            let Some(found) = given.env.get(&variable.name) else { continue };
+            (found.value.clone(), found.secret)
+        } else {
+            let secret = config::names_in(&variable.value).iter().any(|name| hidden.contains(name));
+            (expand(&variable.value, |name| env.get(name).cloned()), secret)
+        };
+        env.insert(variable.name.clone(), value);
+        if secret {
+            hidden.insert(variable.name.clone());
+        } else {
+            hidden.remove(&variable.name);
+        }
+    }
+    Ok(Environment { env, hidden })
+}
+
+/// The variables of a file, but for those that Ostler sets itself.
+fn env_file(path: &str, optional: bool) -> Result<Vec<(String, String)>, String> {
+    let bad = |why: String| format!("cannot read the environment file {path}: {why}");
+    match std::fs::metadata(path) {
+        Ok(file) if !file.is_file() => return Err(bad("it is not a file".to_owned())),
+        Ok(file) if file.len() > ENV_FILE => return Err(bad(format!("more than {ENV_FILE} bytes"))),
+        Ok(_) => {}
+        Err(why) if optional && why.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(why) => return Err(bad(why.to_string())),
+    }
+    let text = std::fs::read_to_string(path).map_err(|why| bad(why.to_string()))?;
+    let mut read = config::parse_env_file(&text).map_err(bad)?;
+    read.retain(|(name, _)| !config::is_reserved(name));
+    Ok(read)
 }
 
 /// Names the instance in what its process tells of itself by OpenTelemetry. Names and uids need no escaping.
@@ -329,6 +399,7 @@ mod tests {
                 "env": [{"name": "GREETING", "value": "I am $(OSTLER_INSTANCE)"}],
                 "ports": [{"name": "http", "port": "auto"}, {"name": "admin-ui", "port": "auto"}],
             })),
+            &Resolved::default(),
             7,
             Timestamp::default(),
             Some("00-a-b-01".to_owned()),
@@ -351,17 +422,23 @@ mod tests {
     fn nothing_of_our_own_environment_leaks_unless_named() {
         // Cargo sets this for tests.
         assert!(std::env::var("CARGO_MANIFEST_DIR").is_ok());
-        let plain = command(&instance(&json!({"command": ["x"]})), 1, Timestamp::default(), None).unwrap();
+        let plain = command(&instance(&json!({"command": ["x"]})), &Resolved::default(), 1, Timestamp::default(), None)
+            .unwrap();
         assert!(!env(&plain).contains_key("CARGO_MANIFEST_DIR"));
         let named = json!({"command": ["x"], "inheritEnv": ["CARGO_MANIFEST_DIR", "NOT_SET_ANYWHERE"]});
-        let named = env(&command(&instance(&named), 1, Timestamp::default(), None).unwrap());
+        let named = env(&command(&instance(&named), &Resolved::default(), 1, Timestamp::default(), None).unwrap());
         assert!(named.contains_key("CARGO_MANIFEST_DIR") && !named.contains_key("NOT_SET_ANYWHERE"));
     }
 
     #[test]
     fn an_unknown_user_is_a_start_error() {
-        let error =
-            command(&instance(&json!({"command": ["x"], "user": "no-such-user"})), 1, Timestamp::default(), None);
+        let error = command(
+            &instance(&json!({"command": ["x"], "user": "no-such-user"})),
+            &Resolved::default(),
+            1,
+            Timestamp::default(),
+            None,
+        );
         assert_eq!(error.unwrap_err().kind, StartErrorKind::BadUser);
     }
 

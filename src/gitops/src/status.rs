@@ -113,7 +113,14 @@ fn health(kind: Kind, head: &Head) -> HealthState {
         }
         Kind::Source => status.health.unwrap_or_default(),
         Kind::Namespace if status.phase == "Terminating" => HealthState::Progressing,
-        Kind::Namespace | Kind::CronJob | Kind::Instance | Kind::Event => HealthState::Healthy,
+        Kind::External if status.phase != "Found" => HealthState::Progressing,
+        Kind::External
+        | Kind::Namespace
+        | Kind::ConfigMap
+        | Kind::Secret
+        | Kind::CronJob
+        | Kind::Instance
+        | Kind::Event => HealthState::Healthy,
     }
 }
 
@@ -122,7 +129,7 @@ pub(crate) fn differences(before: &[u8], after: &[u8]) -> Vec<String> {
     let read = |json| serde_json::from_slice::<Value>(json).unwrap_or_default();
     let (before, after) = (read(before), read(after));
     let mut found = Vec::new();
-    for field in ["/metadata/labels", "/metadata/annotations", "/spec"] {
+    for field in ["/metadata/labels", "/metadata/annotations", "/spec", "/data", "/binaryData", "/immutable", "/type"] {
         let get = |object: &Value| object.pointer(field).cloned().unwrap_or(Value::Null);
         compare(&field[1..].replace('/', "."), &get(&before), &get(&after), &mut found);
     }
@@ -144,7 +151,12 @@ fn compare(path: &str, before: &Value, after: &Value, found: &mut Vec<String>) {
         return;
     }
     let scalar = |value: &Value| !value.is_object() && !value.is_array() && value.to_string().len() < 40;
-    if scalar(before) && scalar(after) && !path.contains(".env") {
+    if scalar(before)
+        && scalar(after)
+        && !path.contains(".env")
+        && !path.starts_with("data")
+        && !path.starts_with("binaryData")
+    {
         found.push(format!("{path} {before} → {after}"));
     } else {
         // Values may be long, or nobody's business.

@@ -107,6 +107,13 @@ impl Report {
         self.add(Diagnostic { file: source.name().to_owned(), line, column, message: message.into(), hint, excerpt });
     }
 
+    /// Adds an error about a place that must not be shown.
+    pub(crate) fn unseen(&mut self, source: &Source, span: Span, message: impl Into<String>) {
+        let (line, column) = source.place(span.start);
+        let (file, message) = (source.name().to_owned(), message.into());
+        self.add(Diagnostic { file, line, column, message, hint: None, excerpt: None });
+    }
+
     /// Whether further errors are only counted.
     pub(crate) fn is_full(&self) -> bool {
         self.found.len() >= MAX_DIAGNOSTICS

@@ -152,7 +152,12 @@ fn document(mut node: Node, source: &Source, base: &Path, report: &mut Report) -
         *path = absolute(base, path);
     }
     for error in Applicable::from_json(&json).err().unwrap_or_default() {
-        refuse(&error, source, &marks, report);
+        if kind == Kind::Secret.name() {
+            // The line may hold a value.
+            report.unseen(source, marks.find(&error.field).span(), error.message.as_str());
+        } else {
+            refuse(&error, source, &marks, report);
+        }
     }
     let metadata = json.get("metadata");
     let namespace = text(metadata.and_then(|metadata| metadata.get("namespace")));
@@ -204,7 +209,13 @@ fn command_place(kind: Kind) -> Option<&'static str> {
         Kind::Process => Some("/spec"),
         Kind::Job => Some("/spec/template"),
         Kind::CronJob => Some("/spec/jobTemplate/spec/template"),
-        Kind::Namespace | Kind::Instance | Kind::Source | Kind::Event => None,
+        Kind::Namespace
+        | Kind::ConfigMap
+        | Kind::Secret
+        | Kind::Instance
+        | Kind::Source
+        | Kind::External
+        | Kind::Event => None,
     }
 }
 
@@ -220,6 +231,13 @@ fn absolute_paths(spec: &mut Map<String, Value>, base: &Path) {
         }
     };
     resolve(spec.get_mut("command"));
+    for file in spec.get_mut("envFiles").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(Value::String(path)) = file.get_mut("path")
+            && !path.is_empty()
+        {
+            *path = absolute(base, path);
+        }
+    }
     resolve(spec.get_mut("fallback").and_then(|fallback| fallback.get_mut("command")));
     match spec.get_mut("workingDir") {
         Some(Value::String(directory)) => *directory = absolute(base, directory),

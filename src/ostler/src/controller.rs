@@ -174,6 +174,14 @@ async fn operate(
     };
     tokio::spawn(reload(Arc::clone(&live), asked));
     tokio::spawn(crate::memory::tidy(Arc::clone(&store)));
+    tokio::spawn({
+        let (store, handle) = (Arc::clone(&store), handle.clone());
+        async move {
+            if let Err(why) = ostler_engine::external::run(store, handle).await {
+                error!(%why, "Externals are not looked for");
+            }
+        }
+    });
     let service = Service::new(store, handle, daemon).await?;
     let watched: Vec<PathBuf> = live.running().watch.into_iter().map(PathBuf::from).collect();
     service.start_sources(&watched).await.map_err(|why| Failed::Sources { message: why.message, hint: why.hint })?;

@@ -209,7 +209,10 @@ fn order(
     room: OwnedSemaphorePermit,
     started: oneshot::Sender<io::Result<Running>>,
 ) -> io::Result<Order> {
-    let expand = |word: &String| ostler_core::expand::expand(word, |name| surroundings.env.get(name).cloned());
+    let expand = |word: &String| {
+        let known = |name: &str| surroundings.env.get(name).filter(|_| !surroundings.hidden.contains(name)).cloned();
+        ostler_core::expand::expand(word, known)
+    };
     let mut words = exec.command.iter().map(expand);
     let mut command = Command::new(words.next().unwrap_or_default());
     let mark = format!("{}/{}{}", target.uid, graves::own(), unique());

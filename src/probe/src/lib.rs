@@ -19,7 +19,7 @@ mod process;
 mod scheduler;
 mod tls;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -105,6 +105,8 @@ pub struct Target {
 pub struct Surroundings {
     /// The whole environment.
     pub env: BTreeMap<String, String>,
+    /// Variables that hold something of a Secret: `$(NAME)` leaves them alone, since every user can see arguments.
+    pub hidden: BTreeSet<String>,
     /// Absolute.
     pub working_dir: PathBuf,
     /// The user to switch to.

@@ -3,16 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
+use ostler_core::config;
 use ostler_core::kinds::{
-    Instance, Job, JobSpec, Namespace, PAUSED_AT, PortNumber, Process, ProcessSpec, STOPPED_AT, TRACEPARENT,
+    Instance, Job, JobSpec, Namespace, PAUSED_AT, PortNumber, Process, ProcessSpec, STOPPED_AT, Secret, TRACEPARENT,
 };
 use ostler_core::object::{Applicable, decode, key};
 use ostler_core::plan::process::instance_name;
 use ostler_core::{Kind, Metadata};
+use ostler_engine::vault::Vault;
 use ostler_store::{Entry, Expect, Key, Op, Revision};
 use serde_json::Value;
 
 use crate::error::{ApiError, Cause, Reason};
+use crate::secrets;
 use crate::select::Selection;
 use crate::service::{Service, join_trace, now};
 
@@ -65,6 +68,10 @@ impl Service {
             return Err(ApiError::bad(format!("{} objects in one request, at most {MOST} are allowed", objects.len())));
         }
         let wanted = parse(objects)?;
+        if wanted.iter().any(|want| want.object.kind() == Kind::Secret) {
+            let others = !self.store.list(&Selection::all(Kind::Secret, "").prefix()).entries.is_empty();
+            self.controller.vault().prepare(others)?;
+        }
         self.transact(|| {
             let (mut ops, applied) = self.decide(&wanted, manager, dry_run)?;
             if dry_run {
@@ -95,7 +102,7 @@ impl Service {
             let before = self.store.get(&store_key);
             let live = match &before {
                 None => None,
-                Some(entry) => match live(kind, &entry.value) {
+                Some(entry) => match live(kind, &entry.value, self.controller.vault()) {
                     Ok(live) => Some(live),
                     Err(why) => {
                         return Err(ApiError::new(Reason::InternalError, format!("{store_key} in the store: {why}")));
@@ -120,9 +127,19 @@ impl Service {
                 (Applicable::Process(new), Some(Applicable::Process(old))) => self.effects(new, Some(old)),
                 (Applicable::Process(new), _) => self.effects(new, None),
                 (Applicable::Job(new), None) => first_runs(new),
-                (Applicable::Namespace(_) | Applicable::Job(_) | Applicable::CronJob(_) | Applicable::Source(_), _) => {
-                    Vec::new()
+                (Applicable::ConfigMap(_) | Applicable::Secret(_), Some(_)) if outcome == Outcome::Configured => {
+                    self.dependents(&object)
                 }
+                (
+                    Applicable::Namespace(_)
+                    | Applicable::ConfigMap(_)
+                    | Applicable::Secret(_)
+                    | Applicable::Job(_)
+                    | Applicable::CronJob(_)
+                    | Applicable::Source(_)
+                    | Applicable::External(_),
+                    _,
+                ) => Vec::new(),
             };
             if let Some(message) = self.name_taken(kind, namespace, name, wanted) {
                 complain("metadata.name", message);
@@ -130,6 +147,9 @@ impl Service {
             }
             if outcome != Outcome::Unchanged && !dry_run {
                 join_trace(object.metadata_mut());
+            }
+            if let (Applicable::Secret(secret), Outcome::Created | Outcome::Configured) = (&mut object, outcome) {
+                secrets::seal(secret, self.controller.vault())?;
             }
             let after: Bytes = match (&before, outcome) {
                 (Some(entry), Outcome::Unchanged) => entry.value.clone(),
@@ -171,7 +191,14 @@ impl Service {
         let other = match kind {
             Kind::Process => Kind::Job,
             Kind::Job => Kind::Process,
-            Kind::Namespace | Kind::CronJob | Kind::Instance | Kind::Source | Kind::Event => return None,
+            Kind::Namespace
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::CronJob
+            | Kind::Instance
+            | Kind::Source
+            | Kind::External
+            | Kind::Event => return None,
         };
         let too = wanted.iter().map(|want| (want.object.kind(), want.object.metadata()));
         let mut too = too.filter(|(kind, metadata)| *kind == other && metadata.namespace == namespace);
@@ -232,6 +259,28 @@ impl Service {
                 }
             }
         }
+    }
+
+    /// What a changed ConfigMap or Secret does to instances.
+    fn dependents(&self, object: &Applicable) -> Vec<Effect> {
+        let metadata = object.metadata();
+        let origin = if object.kind() == Kind::Secret { config::Origin::Secret } else { config::Origin::ConfigMap };
+        let name = metadata.name.as_str();
+        let why = format!("{} {name:?} changed", object.kind().singular());
+        let mut effects = Vec::new();
+        for entry in self.store.list(&Selection::all(Kind::Process, &metadata.namespace).prefix()).entries {
+            let Ok(process) = serde_json::from_slice::<Process>(&entry.value) else { continue };
+            let stopped = process.metadata.annotations.contains_key(STOPPED_AT) || process.metadata.is_deleting();
+            if stopped || !config::restarts_on(&process.spec, origin, name) {
+                continue;
+            }
+            effects.extend((0..process.spec.replicas()).map(|ordinal| Effect {
+                kind: EffectKind::Restart,
+                instance: instance_name(&process.metadata.name, ordinal),
+                why: why.clone(),
+            }));
+        }
+        effects
     }
 
     /// What a changed process does to instances.
@@ -365,14 +414,21 @@ fn invalid(causes: Vec<Cause>) -> ApiError {
     ApiError { causes, ..ApiError::new(Reason::Invalid, message) }
 }
 
-fn live(kind: Kind, json: &[u8]) -> Result<Applicable, String> {
+fn live(kind: Kind, json: &[u8], vault: &Vault) -> Result<Applicable, String> {
     let value: Value = serde_json::from_slice(json).map_err(|why| why.to_string())?;
     match kind {
         Kind::Namespace => decode(&value).map(Applicable::Namespace).map_err(|why| why.to_string()),
+        Kind::ConfigMap => decode(&value).map(Applicable::ConfigMap).map_err(|why| why.to_string()),
+        Kind::Secret => {
+            let mut secret: Secret = decode(&value).map_err(|why| why.to_string())?;
+            secrets::open(&mut secret, vault).map_err(|why| why.to_string())?;
+            Ok(Applicable::Secret(Box::new(secret)))
+        }
         Kind::Process => decode(&value).map(Applicable::Process).map_err(|why| why.to_string()),
         Kind::Job => decode(&value).map(Applicable::Job).map_err(|why| why.to_string()),
         Kind::CronJob => decode(&value).map(Applicable::CronJob).map_err(|why| why.to_string()),
         Kind::Source => decode(&value).map(Applicable::Source).map_err(|why| why.to_string()),
+        Kind::External => decode(&value).map(Applicable::External).map_err(|why| why.to_string()),
         Kind::Instance | Kind::Event => Err("not an object that users apply".to_owned()),
     }
 }
@@ -420,6 +476,33 @@ fn merge(want: &Wanted, live: Option<&Applicable>, manager: &str) -> Result<(App
             let outcome = merge_metadata(&mut new.metadata, &old.metadata, false, manager);
             Ok((object, outcome))
         }
+        (Applicable::External(new), Some(Applicable::External(old))) => {
+            new.status = old.status.clone();
+            let changed = new.spec != old.spec;
+            let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
+            Ok((object, outcome))
+        }
+        (Applicable::ConfigMap(new), Some(Applicable::ConfigMap(old))) => {
+            let content = (&new.data, &new.binary_data) != (&old.data, &old.binary_data);
+            check_immutable(old.immutable, new.immutable, content)?;
+            let changed = content || new.immutable != old.immutable;
+            let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
+            Ok((object, outcome))
+        }
+        (Applicable::Secret(new), Some(Applicable::Secret(old))) => {
+            let bytes = |secret: &Secret| -> Vec<_> {
+                secret.data.iter().map(|(key, value)| (key.clone(), config::decode(&value.0))).collect()
+            };
+            let content = bytes(new) != bytes(old);
+            check_immutable(old.immutable, new.immutable, content)?;
+            if new.secret_type != old.secret_type {
+                let message = format!("cannot be changed from {}; delete the secret first", old.secret_type);
+                return Err(vec![("type".to_owned(), message)]);
+            }
+            let changed = content || new.immutable != old.immutable;
+            let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
+            Ok((object, outcome))
+        }
         (Applicable::Source(new), Some(Applicable::Source(old))) => {
             new.status = old.status.clone();
             let changed = new.spec != old.spec;
@@ -435,7 +518,10 @@ fn merge(want: &Wanted, live: Option<&Applicable>, manager: &str) -> Result<(App
                 Applicable::Job(job) => job.status = ostler_core::kinds::JobStatus::default(),
                 Applicable::CronJob(cronjob) => cronjob.status = ostler_core::kinds::CronJobStatus::default(),
                 Applicable::Source(source) => source.status = ostler_core::kinds::SourceStatus::default(),
-                Applicable::Namespace(_) => {}
+                Applicable::External(external) => {
+                    external.status = ostler_core::kinds::ExternalStatus::default();
+                }
+                Applicable::Namespace(_) | Applicable::ConfigMap(_) | Applicable::Secret(_) => {}
             }
             let metadata = object.metadata_mut();
             *metadata = Metadata {
@@ -447,6 +533,16 @@ fn merge(want: &Wanted, live: Option<&Applicable>, manager: &str) -> Result<(App
             metadata.applied_by(manager, now());
             Ok((object, Outcome::Created))
         }
+    }
+}
+
+/// What is immutable stays as it is, and stays immutable.
+fn check_immutable(was: bool, is: bool, changed: bool) -> Result<(), FieldErrors> {
+    let error = |field: &str, message: &str| Err(vec![(field.to_owned(), message.to_owned())]);
+    match (was, is) {
+        (true, false) => error("immutable", "cannot be taken back; delete the object and apply it anew"),
+        (true, true) if changed => error("data", "cannot be changed, the object is immutable; delete it first"),
+        (true, true) | (false, _) => Ok(()),
     }
 }
 

@@ -24,6 +24,7 @@ use crate::apply::{Applied, EffectKind, Outcome};
 use crate::error::{ApiError, Reason};
 use crate::logs::LogQuery;
 use crate::rollout::RolloutAction;
+use crate::secrets::Reveal;
 use crate::select::{self, Selection};
 use crate::service::Service;
 use crate::{usage, watching};
@@ -160,7 +161,12 @@ fn reference(kind: Kind, namespace: &str, name: &str) -> v1::Reference {
     v1::Reference { kind: kind.name().to_owned(), namespace: namespace.to_owned(), name: name.to_owned() }
 }
 
-fn applied(applied: Applied, revision: Revision) -> v1::Applied {
+/// An object as a read shows it.
+fn shown(service: &Service, kind: Kind, entry: &Entry, reveal: Reveal) -> Result<v1::Object, ApiError> {
+    Ok(object(&service.shown(kind, &entry.value, reveal)?, entry.revision))
+}
+
+fn applied(service: &Service, applied: Applied, revision: Revision) -> Result<v1::Applied, ApiError> {
     use v1::applied::Result as Outcomes;
     use v1::effect::Kind as Effects;
     let outcome = match applied.outcome {
@@ -170,11 +176,16 @@ fn applied(applied: Applied, revision: Revision) -> v1::Applied {
     };
     let unchanged = applied.outcome == Outcome::Unchanged;
     let after_revision = applied.before.as_ref().filter(|_| unchanged).map_or(revision, |before| before.revision);
-    v1::Applied {
+    let (before, after) = if applied.kind == Kind::Secret {
+        service.shown_change(applied.before.as_ref().map(|before| &before.value), &applied.after)?
+    } else {
+        (applied.before.as_ref().map(|before| before.value.clone()), applied.after)
+    };
+    Ok(v1::Applied {
         object: Some(reference(applied.kind, &applied.namespace, &applied.name)),
         result: outcome.into(),
-        before: applied.before.as_ref().map(entry_object),
-        after: Some(object(&applied.after, after_revision)),
+        before: applied.before.as_ref().zip(before).map(|(entry, json)| object(&json, entry.revision)),
+        after: Some(object(&after, after_revision)),
         effects: applied
             .effects
             .into_iter()
@@ -189,7 +200,7 @@ fn applied(applied: Applied, revision: Revision) -> v1::Applied {
                 why: effect.why,
             })
             .collect(),
-    }
+    })
 }
 
 #[tonic::async_trait]
@@ -202,22 +213,28 @@ impl Ostler for Service {
         let request = request.into_inner();
         let manager = if request.field_manager.is_empty() { "ostler apply" } else { &request.field_manager };
         let (results, revision) = Service::apply(self, &request.objects, request.dry_run, manager).await?;
-        let results = results.into_iter().map(|result| applied(result, revision)).collect();
+        let results = results.into_iter().map(|result| applied(self, result, revision)).collect::<Result<_, _>>()?;
         Ok(Response::new(v1::ApplyResponse { results, revision }))
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::Object> {
-        let wanted = request.into_inner().object.unwrap_or_default();
-        let entry = Service::get(self, select::kind(&wanted.kind)?, &wanted.namespace, &wanted.name)?;
-        Ok(Response::new(entry_object(&entry)))
+        let v1::GetRequest { object, show_secrets } = request.into_inner();
+        let wanted = object.unwrap_or_default();
+        let kind = select::kind(&wanted.kind)?;
+        let entry = Service::get(self, kind, &wanted.namespace, &wanted.name)?;
+        Ok(Response::new(shown(self, kind, &entry, Reveal::new(show_secrets))?))
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Answer<Self::ListStream> {
-        let (entries, revision) = Service::list(self, &selection(request.into_inner().selector)?)?;
-        let mut pages: Vec<_> = entries
-            .chunks(PAGE)
-            .map(|page| Ok(v1::ListPage { items: page.iter().map(entry_object).collect(), revision }))
-            .collect();
+        let v1::ListRequest { selector, show_secrets } = request.into_inner();
+        let selection = selection(selector)?;
+        let (entries, revision) = Service::list(self, &selection)?;
+        let item = |entry| shown(self, selection.kind, entry, Reveal::new(show_secrets));
+        let mut pages = Vec::with_capacity(entries.len().div_ceil(PAGE));
+        for page in entries.chunks(PAGE) {
+            let items = page.iter().map(item).collect::<Result<_, _>>()?;
+            pages.push(Ok(v1::ListPage { items, revision }));
+        }
         if pages.is_empty() {
             pages.push(Ok(v1::ListPage { items: Vec::new(), revision }));
         }
@@ -227,6 +244,7 @@ impl Ostler for Service {
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Answer<Self::WatchStream> {
         use v1::watch_event::Type;
         let request = request.into_inner();
+        let reveal = Reveal::new(request.show_secrets);
         let mut selection = selection(request.selector)?;
         let mut first = Vec::new();
         let mut from = request.from_revision;
@@ -236,16 +254,17 @@ impl Ostler for Service {
             let (entries, revision) = Service::list(self, &selection)?;
             selection.names = names;
             from = revision;
-            first.extend(entries.iter().filter(|entry| selection.matches(&entry.key, &entry.value)).map(|entry| {
-                v1::WatchEvent {
+            for entry in entries.iter().filter(|entry| selection.matches(&entry.key, &entry.value)) {
+                first.push(v1::WatchEvent {
                     r#type: Type::Added.into(),
-                    object: Some(entry_object(entry)),
+                    object: Some(shown(self, selection.kind, entry, reveal)?),
                     revision: entry.revision,
-                }
-            }));
+                });
+            }
             first.push(v1::WatchEvent { r#type: Type::Bookmark.into(), object: None, revision });
         }
         let watch = Service::watch(self, &selection, from)?;
+        let service = self.clone();
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         let store = std::sync::Arc::clone(&self.store);
         tokio::spawn(async move {
@@ -257,7 +276,7 @@ impl Ostler for Service {
             if selection.kind == Kind::Event {
                 watching::shed(&*store, watch, &selection, &sender).await;
             } else {
-                watching::deliver(watch, &selection, &sender).await;
+                watching::deliver(&service, watch, &selection, reveal, &sender).await;
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -295,9 +314,9 @@ impl Ostler for Service {
     async fn signal(&self, request: Request<v1::SignalRequest>) -> Answer<v1::SignalResponse> {
         let request = request.into_inner();
         let selection = selection(request.selector)?;
+        let kind = if selection.kind == Kind::External { Kind::External } else { Kind::Instance };
         let instances = Service::signal(self, &selection, request.all, request.signal, request.tree).await?;
-        let instances =
-            instances.iter().map(|instance| reference(Kind::Instance, &instance.namespace, &instance.name)).collect();
+        let instances = instances.iter().map(|instance| reference(kind, &instance.namespace, &instance.name)).collect();
         Ok(Response::new(v1::SignalResponse { instances }))
     }
 
@@ -322,7 +341,11 @@ impl Ostler for Service {
 
     async fn preview_source(&self, request: Request<v1::PreviewSourceRequest>) -> Answer<v1::PreviewSourceResponse> {
         let preview = Service::preview_source(self, &request.into_inner().name).await?;
-        let results = preview.results.into_iter().map(|result| applied(result, preview.revision)).collect();
+        let results = preview
+            .results
+            .into_iter()
+            .map(|result| applied(self, result, preview.revision))
+            .collect::<Result<_, _>>()?;
         let deletes = preview.deletes.iter().map(|item| reference(item.kind, &item.namespace, &item.name)).collect();
         Ok(Response::new(v1::PreviewSourceResponse { results, deletes, refused: preview.refused }))
     }
@@ -393,9 +416,10 @@ impl Ostler for Service {
     async fn usage(&self, request: Request<v1::UsageRequest>) -> Answer<v1::UsageResponse> {
         let v1::UsageRequest { selector, pss } = request.into_inner();
         let mut selector = selector.unwrap_or_default();
-        usage::KIND.name().clone_into(&mut selector.kind);
+        let kind = usage::kind(&selector.kind)?;
+        kind.name().clone_into(&mut selector.kind);
         let (entries, _) = Service::list(self, &Selection::parse(&selector)?)?;
-        let instances = usage::read(self.controller.usage(), &entries, pss).await;
+        let instances = usage::read(self.controller.usage(), kind, &entries, pss).await;
         let at = crate::service::now().as_micros() * 1000;
         Ok(Response::new(v1::UsageResponse { instances, node: Some(usage::node()), at }))
     }

@@ -11,6 +11,7 @@ pub mod grpc;
 mod logs;
 mod mutate;
 mod rollout;
+mod secrets;
 mod select;
 mod service;
 mod sources;

@@ -1,11 +1,11 @@
 //! Writes other than apply: delete, restart, stop, start, scale, signal.
 
 use ostler_core::kinds::{
-    CronJob, Instance, Job, Namespace, NamespacePhase, PAUSED_AT, Process, RESTARTED_AT, STOPPED_AT,
+    CronJob, External, Instance, Job, Namespace, NamespacePhase, PAUSED_AT, Process, RESTARTED_AT, STOPPED_AT,
 };
 use ostler_core::object::key;
 use ostler_core::{Kind, Metadata, validate};
-use ostler_engine::{Action, InstanceRef};
+use ostler_engine::{Action, InstanceRef, external};
 use ostler_gitops::inventory;
 use ostler_store::{Entry, Expect, Key, Op, Revision};
 use serde::Serialize;
@@ -89,7 +89,14 @@ impl Service {
     ) -> Result<(Vec<(Kind, String, String)>, Revision), ApiError> {
         require_target(selection, all)?;
         match selection.kind {
-            Kind::Namespace | Kind::Process | Kind::Job | Kind::CronJob | Kind::Source => {}
+            Kind::Namespace
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::Process
+            | Kind::Job
+            | Kind::CronJob
+            | Kind::Source
+            | Kind::External => {}
             Kind::Instance => {
                 return Err(ApiError::new(Reason::Forbidden, "instances belong to their Process or Job, which would make them anew")
                     .hint("use `ostler restart` or `ostler stop` on the instance, or `ostler scale` or `ostler delete` on the process or job"));
@@ -118,6 +125,10 @@ impl Service {
                             object.status.phase = NamespacePhase::Terminating;
                             ops.push(put(entry, &object)?);
                         }
+                    }
+                    // What runs with it, or is it, goes on; what starts and refers to it waits for it.
+                    Kind::ConfigMap | Kind::Secret | Kind::External => {
+                        ops.push(Op::delete(entry.key.clone(), Expect::Revision(entry.revision)));
                     }
                     // What it brought stays, as it is.
                     Kind::Source => {
@@ -188,7 +199,12 @@ impl Service {
                     }))
                 }
             },
-            kind @ (Kind::Namespace | Kind::Source | Kind::Event) => {
+            Kind::External => Err(ApiError::new(
+                Reason::Forbidden,
+                "Ostler did not start what an External stands for, and does not restart, stop or start it",
+            )
+            .hint("use what started it; a signal can be sent if spec.allowedSignals names it")),
+            kind @ (Kind::Namespace | Kind::ConfigMap | Kind::Secret | Kind::Source | Kind::Event) => {
                 Err(ApiError::bad(format!("a {kind} cannot be restarted, stopped or started"))
                     .hint("name a process, a job or an instance"))
             }
@@ -376,6 +392,7 @@ impl Service {
             return Err(ApiError::bad(format!("{signal} is not a signal: 1 to 64")));
         }
         let targets = match selection.kind {
+            Kind::External => return self.signal_externals(selection, signal, tree),
             Kind::Instance => self.instances(selection)?,
             Kind::Process => {
                 let mut targets = Vec::new();
@@ -391,12 +408,30 @@ impl Service {
                 }
                 targets
             }
-            kind @ (Kind::Namespace | Kind::CronJob | Kind::Source | Kind::Event) => {
+            kind @ (Kind::Namespace | Kind::ConfigMap | Kind::Secret | Kind::CronJob | Kind::Source | Kind::Event) => {
                 return Err(ApiError::bad(format!("a {kind} takes no signals")));
             }
         };
         self.controller.signal(targets.clone(), signal, tree).await?;
         Ok(targets)
+    }
+
+    /// Sends a signal to processes that Ostler did not start; to none unless it may be sent to all.
+    fn signal_externals(&self, selection: &Selection, signal: i32, tree: bool) -> Result<Vec<InstanceRef>, ApiError> {
+        if tree {
+            return Err(ApiError::bad("only the process that was found can be sent a signal, not its children"));
+        }
+        let (entries, _) = self.list(selection)?;
+        let externals = entries.iter().map(read).collect::<Result<Vec<External>, _>>()?;
+        for external in &externals {
+            external::check_signal(external, signal).map_err(|why| refused_signal(&why))?;
+        }
+        for external in &externals {
+            external::signal(external, signal).map_err(|why| refused_signal(&why))?;
+        }
+        let reference =
+            |external: External| InstanceRef { namespace: external.metadata.namespace, name: external.metadata.name };
+        Ok(externals.into_iter().map(reference).collect())
     }
 
     /// Sets the number of copies of a process. Returns the entry as it is then, and whether it changed.
@@ -446,4 +481,17 @@ impl Service {
         let entry = self.store.get(&store_key).ok_or_else(|| ApiError::not_found(Kind::Process, name))?;
         Ok((entry, changed))
     }
+}
+
+fn refused_signal(why: &external::SignalError) -> ApiError {
+    let (reason, hint) = match why {
+        external::SignalError::NotAllowed { .. } => {
+            (Reason::Forbidden, "add it to spec.allowedSignals if Ostler may send it")
+        }
+        external::SignalError::NotFound { .. } => (Reason::Conflict, "`ostler describe` says what was looked for"),
+        external::SignalError::Refused { .. } => {
+            (Reason::Forbidden, "the daemon needs the rights of its owner, or root's")
+        }
+    };
+    ApiError::new(reason, why.to_string()).hint(hint)
 }

@@ -85,7 +85,7 @@ fn undo(object: &mut Process, to: Option<u64>) -> Result<(bool, String), ApiErro
             .hint(format!("ostler rollout resume process/{name}, and try again")));
     }
     let status = &object.status;
-    let declared = object.spec.revision();
+    let declared = object.revision();
     if to == Some(status.revision_number) && declared == status.revision {
         return Ok((false, format!("already at revision {}", status.revision_number)));
     }

@@ -92,7 +92,9 @@ fn known_fields(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Namespace => &["metadata.name", "status.phase"],
         Kind::Source => &["metadata.name"],
-        Kind::Process | Kind::Job | Kind::CronJob => &["metadata.name", "metadata.namespace"],
+        Kind::External => &["metadata.name", "metadata.namespace", "status.phase"],
+        Kind::Process | Kind::ConfigMap | Kind::Job | Kind::CronJob => &["metadata.name", "metadata.namespace"],
+        Kind::Secret => &["metadata.name", "metadata.namespace", "type"],
         Kind::Instance => &["metadata.name", "metadata.namespace", "status.phase", "owner"],
         Kind::Event => &[
             "metadata.name",

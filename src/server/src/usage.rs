@@ -7,14 +7,36 @@ use ostler_engine::usage::{Id, Sample, Sampler};
 use ostler_rpc::v1;
 use ostler_store::Entry;
 
-/// The selection of usage is one of instances.
-pub(crate) const KIND: Kind = Kind::Instance;
+use crate::error::ApiError;
+
+/// Whose usage is asked for: of instances unless it says otherwise.
+pub(crate) fn kind(word: &str) -> Result<Kind, ApiError> {
+    match crate::select::kind(if word.is_empty() { "instances" } else { word })? {
+        kind @ (Kind::Instance | Kind::External) => Ok(kind),
+        kind @ (Kind::Namespace
+        | Kind::ConfigMap
+        | Kind::Secret
+        | Kind::Process
+        | Kind::Job
+        | Kind::CronJob
+        | Kind::Source
+        | Kind::Event) => Err(ApiError::bad(format!("{} have no usage of their own", kind.plural()))
+            .hint("ask for instances or externals")),
+    }
+}
 
 const SHARED_NETWORK: &str = "it shares its network namespace, and the kernel counts by namespace";
 
 /// The usage of the instances in `entries` that run, read now.
-pub(crate) async fn read(sampler: &Sampler, entries: &[Entry], pss: bool) -> Vec<v1::InstanceUsage> {
-    let id = |entry: &Entry| -> Id { format!("{}/{}", entry.key.namespace(), entry.key.name()).into() };
+pub(crate) async fn read(sampler: &Sampler, kind: Kind, entries: &[Entry], pss: bool) -> Vec<v1::InstanceUsage> {
+    let id = |entry: &Entry| -> Id {
+        let (namespace, name) = (entry.key.namespace(), entry.key.name());
+        if kind == Kind::External {
+            ostler_engine::external::usage_id(namespace, name)
+        } else {
+            format!("{namespace}/{name}").into()
+        }
+    };
     let ids: Vec<Id> = entries.iter().map(id).collect();
     let mut sizes = if pss {
         sampler.pss(ids).await
@@ -28,7 +50,7 @@ pub(crate) async fn read(sampler: &Sampler, entries: &[Entry], pss: bool) -> Vec
         let Some(sample) = sampler.get(&id) else { continue };
         all.push(v1::InstanceUsage {
             instance: Some(v1::Reference {
-                kind: KIND.name().to_owned(),
+                kind: kind.name().to_owned(),
                 namespace: entry.key.namespace().to_owned(),
                 name: entry.key.name().to_owned(),
             }),

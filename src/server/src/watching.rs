@@ -13,7 +13,9 @@ use tonic::Status;
 
 use crate::error::{ApiError, Reason};
 use crate::grpc::{PAGE, object};
+use crate::secrets::Reveal;
 use crate::select::Selection;
+use crate::service::Service;
 
 /// How many events wait for a reader.
 const MOST: usize = 10_000;
@@ -45,7 +47,23 @@ fn ended(why: WatchEnded) -> Status {
 }
 
 /// Sends everything that happens, in order, until the reader is gone or too slow for the history.
-pub(crate) async fn deliver(mut watch: Watch, selection: &Selection, batches: &Batches) {
+pub(crate) async fn deliver(
+    service: &Service,
+    mut watch: Watch,
+    selection: &Selection,
+    reveal: Reveal,
+    batches: &Batches,
+) {
+    let seen = |event: &Event| {
+        let mut seen = watch_event(event, selection)?;
+        if let Some(object) = &mut seen.object {
+            match service.shown(selection.kind, &object.json, reveal) {
+                Ok(json) => object.json = json,
+                Err(why) => return Some(Err(why)),
+            }
+        }
+        Some(Ok(seen))
+    };
     loop {
         let batch = tokio::select! {
             batch = watch.next() => batch,
@@ -53,11 +71,12 @@ pub(crate) async fn deliver(mut watch: Watch, selection: &Selection, batches: &B
         };
         let message = match batch {
             Ok(events) => {
-                let events: Vec<_> = events.iter().filter_map(|event| watch_event(event, selection)).collect();
-                if events.is_empty() {
-                    continue;
+                let events: Result<Vec<_>, ApiError> = events.iter().filter_map(seen).collect();
+                match events {
+                    Ok(events) if events.is_empty() => continue,
+                    Ok(events) => Ok(v1::WatchBatch { events, missed: 0 }),
+                    Err(why) => Err(why.into()),
                 }
-                Ok(v1::WatchBatch { events, missed: 0 })
             }
             Err(why) => Err(ended(why)),
         };

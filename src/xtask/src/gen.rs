@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use ostler_core::Kind;
-use ostler_core::kinds::{CronJob, Event, Instance, Job, Namespace, Process, Source};
+use ostler_core::kinds::{ConfigMap, CronJob, Event, External, Instance, Job, Namespace, Process, Secret, Source};
 use prost::Message;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
@@ -84,11 +84,14 @@ fn schema(kind: Kind) -> anyhow::Result<Value> {
     let generator = SchemaSettings::draft2020_12().into_generator();
     let root = match kind {
         Kind::Namespace => generator.into_root_schema_for::<Namespace>(),
+        Kind::ConfigMap => generator.into_root_schema_for::<ConfigMap>(),
+        Kind::Secret => generator.into_root_schema_for::<Secret>(),
         Kind::Process => generator.into_root_schema_for::<Process>(),
         Kind::Job => generator.into_root_schema_for::<Job>(),
         Kind::CronJob => generator.into_root_schema_for::<CronJob>(),
         Kind::Instance => generator.into_root_schema_for::<Instance>(),
         Kind::Source => generator.into_root_schema_for::<Source>(),
+        Kind::External => generator.into_root_schema_for::<External>(),
         Kind::Event => generator.into_root_schema_for::<Event>(),
     };
     let mut root = root.to_value();

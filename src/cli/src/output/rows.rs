@@ -40,7 +40,10 @@ pub(crate) fn headers(kind: Kind, columns: Columns) -> Vec<Cell> {
             &["PROCESS", "EXIT", "PORTS", "REVISION", "REASON", "COMMAND"],
         ),
         Kind::Namespace => (&["NAME", "STATUS", "AGE"], &[]),
+        Kind::ConfigMap => (&["NAME", "DATA", "AGE"], &[]),
+        Kind::Secret => (&["NAME", "TYPE", "DATA", "AGE"], &[]),
         Kind::Source => (&["NAME", "SYNC", "HEALTH", "OBJECTS", "REVISION", "APPLIED", "AGE"], &["PATH", "MESSAGE"]),
+        Kind::External => (&["NAME", "STATUS", "PID", "SINCE", "AGE"], &["DISCOVERY", "MESSAGE"]),
         Kind::Event => {
             (&["LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"], &["TOPIC", "COUNT", "FIRST SEEN", "NAME"])
         }
@@ -67,7 +70,10 @@ pub(crate) fn row(kind: Kind, json: &[u8], columns: Columns, now: Timestamp) -> 
         Kind::CronJob => cronjob(&views::parse(json)?, columns, now),
         Kind::Instance => instance(&views::parse(json)?, columns, now),
         Kind::Namespace => namespace(&views::parse(json)?, columns, now),
+        Kind::ConfigMap => config(Kind::ConfigMap, &views::parse(json)?, columns, now),
+        Kind::Secret => config(Kind::Secret, &views::parse(json)?, columns, now),
         Kind::Source => source(&views::parse(json)?, columns, now),
+        Kind::External => external(&views::parse(json)?, columns, now),
         Kind::Event => event(&views::parse(json)?, now),
     };
     let mut cells = Vec::new();
@@ -229,6 +235,16 @@ fn namespace(namespace: &views::Namespace, columns: Columns, now: Timestamp) -> 
     (Common::of(&namespace.metadata), (namespace.metadata.name().to_owned(), 0), plain, Vec::new())
 }
 
+fn config(kind: Kind, object: &views::Config, columns: Columns, now: Timestamp) -> Parts {
+    let mut plain = vec![name(kind, &object.metadata, columns)];
+    if kind == Kind::Secret {
+        plain.push(or_none(object.r#type.as_deref().unwrap_or_default()));
+    }
+    plain.push((object.data.len() + object.binary_data.len()).to_string().into());
+    plain.push(age(object.metadata.creation_timestamp.as_deref(), now).into());
+    (Common::of(&object.metadata), (object.metadata.name().to_owned(), 0), plain, Vec::new())
+}
+
 fn source(source: &views::Source, columns: Columns, now: Timestamp) -> Parts {
     let empty = views::SourceStatus::default();
     let seen = source.status.as_ref().unwrap_or(&empty);
@@ -248,6 +264,21 @@ fn source(source: &views::Source, columns: Columns, now: Timestamp) -> Parts {
     let message = synced.and_then(|message| message.lines().next()).unwrap_or_default();
     let wide = vec![or_none(source.spec.path.as_deref().unwrap_or_default()), or_none(message)];
     (Common::of(&source.metadata), (source.metadata.name().to_owned(), 0), plain, wide)
+}
+
+fn external(external: &views::External, columns: Columns, now: Timestamp) -> Parts {
+    let empty = views::ExternalStatus::default();
+    let seen = external.status.as_ref().unwrap_or(&empty);
+    let plain = vec![
+        name(Kind::External, &external.metadata, columns),
+        status(seen.phase.as_deref().unwrap_or("NotFound")),
+        or_none(&seen.pid.map(|pid| pid.to_string()).unwrap_or_default()),
+        seen.since.as_deref().map_or_else(|| "<unknown>".into(), |at| age(Some(at), now).into()),
+        age(external.metadata.creation_timestamp.as_deref(), now).into(),
+    ];
+    let ready = views::condition(seen.conditions.as_ref(), "Ready").and_then(|condition| condition.message.as_deref());
+    let wide = vec![or_none(&external.discovery()), or_none(ready.unwrap_or_default())];
+    (Common::of(&external.metadata), (external.metadata.name().to_owned(), 0), plain, wide)
 }
 
 fn event(event: &views::Event, now: Timestamp) -> Parts {

@@ -151,7 +151,13 @@ async fn run(ctx: &mut Ctx, action: Action, choice: &Choice, wait: bool) -> Resu
         let waits = match target.kind {
             Kind::Process | Kind::Instance => true,
             Kind::Job => action == Action::Stop,
-            Kind::CronJob | Kind::Namespace | Kind::Source | Kind::Event => false,
+            Kind::CronJob
+            | Kind::Namespace
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::Source
+            | Kind::External
+            | Kind::Event => false,
         };
         if wait && waits && !results.is_empty() {
             let names = answer.results.iter().filter_map(|acted| Some(acted.object.as_ref()?.name.clone())).collect();
@@ -200,7 +206,17 @@ async fn settle(
     match (kind, names.as_slice()) {
         (Kind::Process | Kind::Job, [name]) => wanted.fields = format!("owner={name}"),
         (Kind::Process | Kind::Job, _) => {}
-        (Kind::Instance | Kind::Namespace | Kind::CronJob | Kind::Source | Kind::Event, _) => {
+        (
+            Kind::Instance
+            | Kind::Namespace
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::CronJob
+            | Kind::Source
+            | Kind::External
+            | Kind::Event,
+            _,
+        ) => {
             wanted.names.clone_from(&names);
         }
     }

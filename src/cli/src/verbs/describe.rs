@@ -118,6 +118,32 @@ async fn page(client: &mut Client, kind: Kind, object: &v1::Object) -> Result<St
             page.source(&value, now);
             page.conditions(&value, now);
         }
+        Kind::External => {
+            page.line("Discovery", views::discovery(&value["spec"]["discovery"]));
+            page.field("Interval", &value["spec"]["interval"]);
+            let signals: Vec<String> =
+                value["spec"]["allowedSignals"].as_array().into_iter().flatten().map(text).collect();
+            page.line("Signals", if signals.is_empty() { "none are sent".to_owned() } else { signals.join(", ") });
+            page.field("Status", &value["status"]["phase"]);
+            page.field("PID", &value["status"]["pid"]);
+            page.field("Since", &value["status"]["since"]);
+            let candidates: Vec<String> =
+                value["status"]["candidates"].as_array().into_iter().flatten().map(text).collect();
+            if !candidates.is_empty() {
+                page.line("Candidates", candidates.join(", "));
+            }
+            page.conditions(&value, now);
+            if value["status"]["pid"].is_i64() {
+                let names = vec![meta.name().to_owned()];
+                let wanted = v1::Selector { names, ..selector(Kind::External, &namespace) };
+                let mut api = client.api.clone();
+                let request = v1::UsageRequest { selector: Some(wanted), pss: true };
+                for usage in &client.once(api.usage(request)).await?.instances {
+                    page.usage(usage);
+                }
+            }
+        }
+        Kind::ConfigMap | Kind::Secret => page.config(&value),
         Kind::Namespace => page.field("Status", &value["status"]["phase"]),
         Kind::Event => {
             for field in ["type", "reason", "message", "count", "firstTimestamp", "lastTimestamp"] {
@@ -149,6 +175,32 @@ struct Page {
 }
 
 impl Page {
+    /// The keys of a ConfigMap or Secret, and how much each holds; never what.
+    fn config(&mut self, value: &Value) {
+        self.field("Type", &value["type"]);
+        self.field("Immutable", &value["immutable"]);
+        let entries = ["data", "binaryData"].iter().filter_map(|field| Some((*field, value[*field].as_object()?)));
+        let mut any = false;
+        for (field, values) in entries {
+            for (key, value) in values {
+                if !std::mem::replace(&mut any, true) {
+                    self.text.push_str("Data:\n");
+                }
+                let text = value.as_str().unwrap_or_default();
+                // A Secret is read without values.
+                let size = match text.strip_prefix("<redacted: ").and_then(|rest| rest.strip_suffix('>')) {
+                    Some(size) => size.to_owned(),
+                    None if field == "data" => format!("{} bytes", text.len()),
+                    None => format!("{} bytes", ostler_core::config::decode(text).map_or(0, |bytes| bytes.len())),
+                };
+                let _ = writeln!(self.text, "  {key}: {size}");
+            }
+        }
+        if !any {
+            self.line("Data", "<none>");
+        }
+    }
+
     fn line(&mut self, name: &str, value: impl std::fmt::Display) {
         let _ = writeln!(self.text, "{:<16}{value}", format!("{name}:"));
     }

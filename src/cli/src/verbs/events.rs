@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// Only these types
     #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = ["Normal", "Warning"])]
     types: Vec<String>,
-    /// Only about these: lifecycle, health, resources, restart, config, storage, source
+    /// Only about these: lifecycle, health, resources, restart, config, storage, source, external
     #[arg(long, value_name = "TOPIC", value_delimiter = ',', value_parser = topic)]
     topic: Vec<Topic>,
     /// Only what happened within this time: 10m, 2h

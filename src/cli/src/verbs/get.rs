@@ -21,9 +21,9 @@ use crate::watch::{Change, Watcher};
 /// List objects
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Kinds are processes (proc), jobs, cronjobs (cj), instances (inst), namespaces (ns), sources
-(src) and events (ev); `all` means the first four. A single object that is named is
-printed bare by -o json and yaml, everything else as a List.
+Kinds are processes (proc), jobs, cronjobs (cj), instances (inst), namespaces (ns), configmaps
+(cm), secrets, sources (src), externals (ext) and events (ev); `all` means processes, jobs, cronjobs and instances.
+A single object that is named is printed bare by -o json and yaml, everything else as a List.
 
 Examples:
   ostler get processes
@@ -65,6 +65,9 @@ pub(crate) struct Args {
     /// Succeed when a named object does not exist
     #[arg(long)]
     ignore_not_found: bool,
+    /// Show the values of secrets
+    #[arg(long)]
+    show_secrets: bool,
 }
 
 /// How objects are shown.
@@ -89,6 +92,7 @@ pub(crate) enum Watching {
 
 pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
     let targets = targets::parse(&args.targets)?;
+    ctx.settings.show_secrets = args.show_secrets;
     let show = Show {
         format: args.output.clone().unwrap_or_default(),
         no_headers: args.no_headers,

@@ -103,7 +103,7 @@ fn target(word: &str) -> Result<(Kind, String), Error> {
         Kind::CronJob => {
             Err(Error::usage("a cronjob has no logs of its own", "name one of its jobs; see ostler get jobs"))
         }
-        kind @ (Kind::Namespace | Kind::Source | Kind::Event) => {
+        kind @ (Kind::Namespace | Kind::ConfigMap | Kind::Secret | Kind::Source | Kind::External | Kind::Event) => {
             Err(Error::usage(format!("{} have no logs", kind.plural()), "name a process, a job or an instance"))
         }
     }

@@ -22,7 +22,7 @@ pub(crate) struct Args {
     /// Name with or without SIG, or number
     #[arg(value_name = "SIGNAL", value_parser = ostler_core::signal::parse)]
     signal: i32,
-    /// process/NAME…, instance/NAME…
+    /// process/NAME…, instance/NAME…, external/NAME…
     #[arg(required = true, value_name = "TARGET")]
     targets: Vec<String>,
     /// Every process of the tree, not only the first

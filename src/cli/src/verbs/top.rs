@@ -27,7 +27,7 @@ Examples:
   ostler top -l app=web --once --no-headers
   ostler top instances web-0 --pss -o json")]
 pub(crate) struct Args {
-    /// instances
+    /// instances, or externals
     #[arg(value_name = "KIND", default_value = "instances", value_parser = instances)]
     kind: Kind,
     /// Only these
@@ -71,8 +71,8 @@ enum Order {
 
 fn instances(word: &str) -> Result<Kind, String> {
     match kinds::parse(word) {
-        Ok(Kind::Instance) => Ok(Kind::Instance),
-        Ok(kind) => Err(format!("{} have no usage of their own; write instances", kind.plural())),
+        Ok(kind @ (Kind::Instance | Kind::External)) => Ok(kind),
+        Ok(kind) => Err(format!("{} have no usage of their own; write instances or externals", kind.plural())),
         Err(error) => Err(error.to_string()),
     }
 }

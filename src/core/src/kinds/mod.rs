@@ -1,7 +1,9 @@
 //! The kinds. Adding one: a variant here, a module beside this one, and the compiler lists the rest.
 
+mod config;
 mod cronjob;
 mod event;
+mod external;
 mod instance;
 mod job;
 mod namespace;
@@ -14,11 +16,15 @@ mod update;
 
 use std::fmt;
 
+pub use config::{
+    ConfigMap, EnvFile, EnvFromSource, EnvVarSource, Hidden, KeySelector, ObjectSelector, OnChange, Secret,
+};
 pub use cronjob::{
     ConcurrencyPolicy, CronJob, CronJobSpec, CronJobStatus, INSTANTIATED_FROM, JobTemplateMetadata, JobTemplateSpec,
     SCHEDULED_AT,
 };
 pub use event::{Event, EventType, ObjectReference};
+pub use external::{Discovery, External, ExternalPhase, ExternalSpec, ExternalStatus};
 pub use instance::{
     Breaker, EndCause, EndCount, Exit, ExitStatus, FallbackSince, HistoryEntry, Identity, Instance, InstanceSpec,
     InstanceStatus, JobShare, Phase, Severity, StopReason, Stopping, Verdict,
@@ -54,6 +60,10 @@ pub const API_VERSION: &str = "ostler.dev/v1";
 pub enum Kind {
     /// What lives in it is deleted with it.
     Namespace,
+    /// Settings for processes.
+    ConfigMap,
+    /// Secrets for processes.
+    Secret,
     /// A long-running command.
     Process,
     /// A command that runs to its end.
@@ -64,24 +74,39 @@ pub enum Kind {
     Instance,
     /// A directory whose manifests are kept applied.
     Source,
+    /// A process that Ostler did not start.
+    External,
     /// Something that happened.
     Event,
 }
 
 impl Kind {
     /// Every kind, in the order in which they take effect when applied together.
-    pub const ALL: [Self; 7] =
-        [Self::Namespace, Self::Process, Self::Job, Self::CronJob, Self::Instance, Self::Source, Self::Event];
+    pub const ALL: [Self; 10] = [
+        Self::Namespace,
+        Self::ConfigMap,
+        Self::Secret,
+        Self::Process,
+        Self::Job,
+        Self::CronJob,
+        Self::Instance,
+        Self::Source,
+        Self::External,
+        Self::Event,
+    ];
 
     /// The name in `kind:`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Namespace => "Namespace",
+            Self::ConfigMap => "ConfigMap",
+            Self::Secret => "Secret",
             Self::Process => "Process",
             Self::Job => "Job",
             Self::CronJob => "CronJob",
             Self::Instance => "Instance",
             Self::Source => "Source",
+            Self::External => "External",
             Self::Event => "Event",
         }
     }
@@ -89,16 +114,16 @@ impl Kind {
     /// The value of `apiVersion:`.
     pub const fn api_version(self) -> &'static str {
         match self {
-            Self::Namespace | Self::Event => "v1",
-            Self::Process | Self::Job | Self::CronJob | Self::Instance | Self::Source => API_VERSION,
+            Self::Namespace | Self::ConfigMap | Self::Secret | Self::Event => "v1",
+            Self::Process | Self::Job | Self::CronJob | Self::Instance | Self::Source | Self::External => API_VERSION,
         }
     }
 
     /// The API group; empty for the core group.
     pub const fn group(self) -> &'static str {
         match self {
-            Self::Namespace | Self::Event => "",
-            Self::Process | Self::Job | Self::CronJob | Self::Instance | Self::Source => "ostler.dev",
+            Self::Namespace | Self::ConfigMap | Self::Secret | Self::Event => "",
+            Self::Process | Self::Job | Self::CronJob | Self::Instance | Self::Source | Self::External => "ostler.dev",
         }
     }
 
@@ -106,11 +131,14 @@ impl Kind {
     pub const fn plural(self) -> &'static str {
         match self {
             Self::Namespace => "namespaces",
+            Self::ConfigMap => "configmaps",
+            Self::Secret => "secrets",
             Self::Process => "processes",
             Self::Job => "jobs",
             Self::CronJob => "cronjobs",
             Self::Instance => "instances",
             Self::Source => "sources",
+            Self::External => "externals",
             Self::Event => "events",
         }
     }
@@ -119,11 +147,14 @@ impl Kind {
     pub const fn singular(self) -> &'static str {
         match self {
             Self::Namespace => "namespace",
+            Self::ConfigMap => "configmap",
+            Self::Secret => "secret",
             Self::Process => "process",
             Self::Job => "job",
             Self::CronJob => "cronjob",
             Self::Instance => "instance",
             Self::Source => "source",
+            Self::External => "external",
             Self::Event => "event",
         }
     }
@@ -132,11 +163,13 @@ impl Kind {
     pub const fn short_names(self) -> &'static [&'static str] {
         match self {
             Self::Namespace => &["ns"],
+            Self::ConfigMap => &["cm"],
+            Self::Secret | Self::Job => &[],
             Self::Process => &["proc"],
-            Self::Job => &[],
             Self::CronJob => &["cj"],
             Self::Instance => &["inst"],
             Self::Source => &["src"],
+            Self::External => &["ext"],
             Self::Event => &["ev"],
         }
     }
@@ -145,14 +178,28 @@ impl Kind {
     pub const fn is_namespaced(self) -> bool {
         match self {
             Self::Namespace | Self::Source => false,
-            Self::Process | Self::Job | Self::CronJob | Self::Instance | Self::Event => true,
+            Self::External
+            | Self::ConfigMap
+            | Self::Secret
+            | Self::Process
+            | Self::Job
+            | Self::CronJob
+            | Self::Instance
+            | Self::Event => true,
         }
     }
 
     /// Whether users apply objects of the kind; others are made by Ostler.
     pub const fn is_applicable(self) -> bool {
         match self {
-            Self::Namespace | Self::Process | Self::Job | Self::CronJob | Self::Source => true,
+            Self::Namespace
+            | Self::ConfigMap
+            | Self::Secret
+            | Self::Process
+            | Self::Job
+            | Self::CronJob
+            | Self::Source
+            | Self::External => true,
             Self::Instance | Self::Event => false,
         }
     }

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Check, Condition, Fallback, Limits, NotifyProbe, PastRevision, Probe, ProbeKind, Resources, Restart, Rollout,
-    Update,
+    Check, Condition, EnvFile, EnvFromSource, EnvVarSource, Fallback, Limits, NotifyProbe, PastRevision, Probe,
+    ProbeKind, Resources, Restart, Rollout, Update,
 };
 use crate::meta::Metadata;
 use crate::quantity::Bytes;
@@ -56,6 +56,13 @@ pub struct ProcessSpec {
     /// The directory it runs in; the directory of the manifest unless given.
     #[serde(default)]
     pub working_dir: String,
+    /// Files with variables, read at each start, in this order; later ones win, and `envFrom` and `env` over all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env_files: Vec<EnvFile>,
+    /// ConfigMaps and Secrets whose keys become variables, in this order; later ones win, and `env` over all. Keys that
+    /// are no names of variables are passed over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env_from: Vec<EnvFromSource>,
     /// Environment variables. Nothing of the daemon's own environment is passed on but what `inheritEnv` names; PATH,
     /// HOME, USER, LOGNAME, SHELL and LANG have sensible values unless set here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -137,8 +144,11 @@ pub struct EnvVar {
     /// Name of the variable.
     pub name: String,
     /// Its value; `$(NAME)` is replaced by variables defined before it and by those that Ostler sets.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub value: String,
+    /// Where its value comes from, instead of `value`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_from: Option<Box<EnvVarSource>>,
 }
 
 /// One port that the process listens on.
@@ -345,6 +355,10 @@ pub struct ProcessStatus {
     /// Earlier revisions, the oldest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub revisions: Vec<PastRevision>,
+    /// Keyed hash of what ConfigMaps and Secrets give it, of what a change of restarts; part of the revision. What
+    /// cannot be found any more is still in it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub config_hash: String,
     /// Ready, Available, Progressing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
@@ -352,6 +366,25 @@ pub struct ProcessStatus {
 
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+impl Process {
+    /// Identifies everything that an instance is started from: the spec, and what ConfigMaps and Secrets hold.
+    pub fn revision(&self) -> String {
+        let spec = self.spec.revision();
+        if self.status.config_hash.is_empty() {
+            return spec;
+        }
+        let hash = spec.bytes().chain(self.status.config_hash.bytes()).fold(FNV_OFFSET, fnv);
+        format!("{hash:016x}")
+    }
+}
+
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a: stable across versions and machines, and nobody gains by a collision in their own manifest.
+fn fnv(hash: u64, byte: u8) -> u64 {
+    (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
 }
 
 impl ProcessSpec {
@@ -424,6 +457,8 @@ impl ProcessSpec {
             command,
             args,
             working_dir,
+            env_files,
+            env_from,
             env,
             inherit_env,
             ports,
@@ -450,6 +485,8 @@ impl ProcessSpec {
             ("spec.command", json(command)),
             ("spec.args", json(args)),
             ("spec.workingDir", json(working_dir)),
+            ("spec.envFiles", json(env_files)),
+            ("spec.envFrom", json(env_from)),
             ("spec.env", json(env)),
             ("spec.inheritEnv", json(inherit_env)),
             ("spec.ports", json(ports)),
@@ -464,16 +501,13 @@ impl ProcessSpec {
 
     /// Identifies everything that an instance is started from; equal revisions need no restart.
     pub fn revision(&self) -> String {
-        // FNV-1a: stable across versions and machines, and nobody gains by a collision in their own manifest.
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut hash = FNV_OFFSET;
         for (field, value) in self.restarting() {
             if value.is_null() || value.as_array().is_some_and(Vec::is_empty) {
                 // A field that is not set hashes to nothing, so that a new optional field changes no revision.
                 continue;
             }
-            for byte in field.bytes().chain(value.to_string().bytes()) {
-                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-            }
+            hash = field.bytes().chain(value.to_string().bytes()).fold(hash, fnv);
         }
         format!("{hash:016x}")
     }

@@ -16,6 +16,9 @@ use crate::plan::{Note, health};
 use crate::time::{Span, Timestamp};
 use crate::{kinds, restart, signal};
 
+/// The reason of an instance that waits for a ConfigMap or Secret.
+pub const CONFIG_ERROR: &str = "ConfigError";
+
 /// What custody shows of one instance.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
@@ -42,6 +45,8 @@ pub struct Observed {
     pub output: Output,
     /// The generation whose limits custody was asked to put into effect last.
     pub limited: u64,
+    /// The ConfigMap or Secret that a start has to wait for.
+    pub config_missing: Option<Box<str>>,
 }
 
 /// One attempt in custody.
@@ -128,6 +133,10 @@ pub enum StartErrorKind {
     BadWorkingDirectory,
     /// The user or group does not exist, or may not be switched to.
     BadUser,
+    /// A file with variables cannot be read.
+    BadEnvironment,
+    /// A word of the command would show the value of a Secret to every user.
+    SecretInCommand,
     /// The machine has no more processes, memory or descriptors.
     ResourcesExhausted,
     /// The kernel offers nothing to enforce a limit with that it may not run without.
@@ -145,6 +154,8 @@ impl StartErrorKind {
             Self::BadFormat => "BadFormat",
             Self::BadWorkingDirectory => "BadWorkingDirectory",
             Self::BadUser => "BadUser",
+            Self::BadEnvironment => "BadEnvironment",
+            Self::SecretInCommand => "SecretInCommand",
             Self::ResourcesExhausted => "ResourcesExhausted",
             Self::LimitsNotEnforceable => "LimitsNotEnforceable",
             Self::Other => "StartFailed",
@@ -158,9 +169,10 @@ impl StartErrorKind {
             Self::CommandNotFound
             | Self::PermissionDenied
             | Self::BadWorkingDirectory
+            | Self::BadEnvironment
             | Self::ResourcesExhausted
             | Self::Other => true,
-            Self::BadFormat | Self::BadUser | Self::LimitsNotEnforceable => false,
+            Self::BadFormat | Self::BadUser | Self::SecretInCommand | Self::LimitsNotEnforceable => false,
         }
     }
 }
@@ -697,6 +709,13 @@ impl Planner<'_> {
                 self.enter(Phase::Backoff, "BackOff", String::new());
             }
             self.wake(due);
+            return;
+        }
+        if let Some(missing) = &self.observed.config_missing {
+            if status.reason != CONFIG_ERROR {
+                self.plan.notes.push(Note::warning(CONFIG_ERROR, missing.to_string()));
+            }
+            self.enter(Phase::Pending, CONFIG_ERROR, missing.to_string());
             return;
         }
         let goal = (&spec.revision, spec.restarted_at, spec.started_at);

@@ -14,6 +14,7 @@ use crate::kinds::{
     Backoff, Condition, Instance, InstanceSpec, PAUSED_AT, Phase, Process, ProcessSpec, ProcessStatus, RESTARTED_AT,
     STOPPED_AT, Strategy, Truth, set_condition,
 };
+use crate::plan::instance::CONFIG_ERROR;
 use crate::time::{Span, Timestamp};
 
 /// What to change.
@@ -58,7 +59,7 @@ pub fn plan(process: &Process, instances: &[&Instance], now: Timestamp) -> Plan 
         wake_at: None,
         remove: deleting && instances.is_empty(),
     };
-    let declared = process.spec.revision();
+    let declared = process.revision();
     if !deleting {
         rollout::observe(&mut plan.status, process, &declared, instances);
     }
@@ -77,6 +78,16 @@ pub fn plan(process: &Process, instances: &[&Instance], now: Timestamp) -> Plan 
     }
     publish(&mut plan, process, &goal, &members, now);
     plan
+}
+
+/// Leaves alone what serves, because what would take its place cannot be started: a ConfigMap or Secret is missing.
+pub fn hold(plan: &mut Plan, instances: &[&Instance]) {
+    plan.update.retain(|(name, spec)| {
+        instances
+            .iter()
+            .find(|instance| instance.metadata.name == *name)
+            .is_none_or(|instance| instance.spec.revision == spec.revision || !occupies(instance))
+    });
 }
 
 /// What the instances are to become.
@@ -422,6 +433,7 @@ fn publish(plan: &mut Plan, process: &Process, goal: &Goal, members: &Members<'_
         .all()
         .find(|instance| {
             instance.status.fallback.is_some()
+                || instance.status.reason == CONFIG_ERROR
                 || matches!(instance.status.phase, Phase::Failed | Phase::Backoff | Phase::Stuck)
         })
         .map(|instance| format!("{}: {} {}", instance.metadata.name, instance.status.reason, instance.status.message));

@@ -1,6 +1,7 @@
 //! What the API asks of the controller, and how the daemon ends.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ostler_core::kinds::Phase;
 use ostler_core::{Span, Timestamp};
@@ -14,6 +15,7 @@ use super::writer::Ticket;
 use super::{Controller, Ended, Request};
 use crate::driver::Driver;
 use crate::usage::Sampler;
+use crate::vault::Vault;
 
 /// Names an instance.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,7 +94,7 @@ pub struct Overview {
 
 /// The API's end of the controller's mailbox.
 #[derive(Clone, Debug)]
-pub struct Handle(mpsc::Sender<Command>, Sampler);
+pub struct Handle(mpsc::Sender<Command>, Sampler, Arc<Vault>);
 
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -105,8 +107,13 @@ pub(crate) enum Command {
 }
 
 impl Handle {
-    pub(crate) fn new(sender: mpsc::Sender<Command>, sampler: Sampler) -> Self {
-        Self(sender, sampler)
+    pub(crate) fn new(sender: mpsc::Sender<Command>, sampler: Sampler, vault: Arc<Vault>) -> Self {
+        Self(sender, sampler, vault)
+    }
+
+    /// What seals and opens secrets.
+    pub fn vault(&self) -> &Vault {
+        &self.2
     }
 
     /// What the instances use.

@@ -41,9 +41,9 @@ fn probed(entry: &InstanceEntry) -> Option<&Attempt> {
 impl<D: Driver> Controller<D> {
     /// Has the probes of an instance run while, and only while, it does.
     pub(crate) fn probe(&mut self, id: &Id, now: Timestamp) {
-        let Some(entry) = self.world.instances.get_mut(id) else { return };
+        let Some(entry) = self.world.instances.get(id) else { return };
         let Some(attempt) = probed(entry) else {
-            if entry.probing.take().is_some() {
+            if self.world.instances.get_mut(id).is_some_and(|entry| entry.probing.take().is_some()) {
                 self.prober.forget(id);
             }
             return;
@@ -53,6 +53,11 @@ impl<D: Driver> Controller<D> {
             return;
         }
         let Some(identity) = &attempt.identity else { return };
+        let given = if ostler_core::config::refers(&spec.template) {
+            self.world.resolve(&entry.object.metadata.namespace, &spec.template, &self.vault)
+        } else {
+            ostler_core::config::Resolved::default()
+        };
         let metadata = &entry.object.metadata;
         let target = Target {
             id: Arc::clone(id),
@@ -64,12 +69,14 @@ impl<D: Driver> Controller<D> {
             cgroup: entry.cgroup.as_deref().unwrap_or_default().to_owned(),
             ports: spec.ports.clone(),
             log_dir: spawn::log_dir(&metadata.namespace, &metadata.name),
-            surroundings: spawn::surroundings(&entry.object),
+            surroundings: spawn::surroundings(&entry.object, &given),
             spec: Arc::clone(&spec.template),
             known: known(&entry.object.status, attempt.number),
         };
-        entry.probing =
-            Some(Box::new(Probing { attempt: attempt.number, spec: Arc::clone(&entry.object.spec.template) }));
+        let probing = Probing { attempt: attempt.number, spec: Arc::clone(&entry.object.spec.template) };
+        if let Some(entry) = self.world.instances.get_mut(id) {
+            entry.probing = Some(Box::new(probing));
+        }
         self.prober.watch(target);
     }
 

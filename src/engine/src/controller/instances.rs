@@ -1,5 +1,7 @@
 //! Reconciling one instance, and what follows when its record is in the store.
 
+use ostler_core::config::Resolved;
+use ostler_core::kinds::{Instance, Phase};
 use ostler_core::object::key;
 use ostler_core::plan::instance::{Action, Attempt, AttemptState, plan};
 use ostler_core::{Kind, Timestamp};
@@ -26,10 +28,17 @@ pub(crate) fn instance_key(id: &Id) -> Key {
 
 impl<D: Driver> Controller<D> {
     pub(crate) fn reconcile_instance(&mut self, id: &Id, now: Timestamp) {
-        let Some(entry) = self.world.instances.get_mut(id) else { return };
+        let Some(entry) = self.world.instances.get(id) else { return };
         if entry.removing {
             return;
         }
+        // Only a start depends on it.
+        let spec = &entry.object.spec.template;
+        let missing = (entry.object.status.phase != Phase::Running && ostler_core::config::refers(spec))
+            .then(|| self.world.resolve(&entry.object.metadata.namespace, spec, &self.vault).missing)
+            .flatten();
+        let Some(entry) = self.world.instances.get_mut(id) else { return };
+        entry.observed.config_missing = missing.map(String::into_boxed_str);
         entry.observed.shutdown = self.ending.as_ref().and_then(super::commands::Ending::stop_by);
         entry.observed.recorded = entry.stored >= entry.needs;
         let plan = plan(&entry.object, &entry.observed, now);
@@ -78,6 +87,31 @@ impl<D: Driver> Controller<D> {
         self.probe(id, now);
     }
 
+    /// What ConfigMaps and Secrets give an instance now.
+    pub(crate) fn given(&self, instance: &Instance) -> Resolved {
+        if !ostler_core::config::refers(&instance.spec.template) {
+            return Resolved::default();
+        }
+        self.world.resolve(&instance.metadata.namespace, &instance.spec.template, &self.vault)
+    }
+
+    fn spawn(&mut self, id: &Id, attempt: u64, now: Timestamp, traceparent: Option<String>) {
+        let Some(entry) = self.world.instances.get(id) else { return };
+        let command = spawn::command(&entry.object, &self.given(&entry.object), attempt, now, traceparent);
+        let Some(entry) = self.world.instances.get_mut(id) else { return };
+        match command {
+            Ok(mut command) => {
+                spawn::let_speak(&mut command, &entry.object.spec.template, &self.prober);
+                entry.observed.starting = Some(attempt);
+                self.driver.submit(command.into());
+            }
+            Err(error) => {
+                let state = AttemptState::FailedToStart(error);
+                self.put_attempt(id, Attempt::failed(attempt, now, state));
+            }
+        }
+    }
+
     fn act_on(&mut self, id: &Id, action: &Action, now: Timestamp, plan: &Span) {
         let Some(entry) = self.world.instances.get_mut(id) else { return };
         let span = self.observer.acting(id, action, plan);
@@ -88,17 +122,7 @@ impl<D: Driver> Controller<D> {
                 self.writer.take_mark(id);
                 self.commit_records(std::slice::from_ref(id));
             }
-            Action::Spawn { attempt } => match spawn::command(&entry.object, attempt, now, traceparent(&span)) {
-                Ok(mut command) => {
-                    spawn::let_speak(&mut command, &entry.object.spec.template, &self.prober);
-                    entry.observed.starting = Some(attempt);
-                    self.driver.submit(command.into());
-                }
-                Err(error) => {
-                    let state = AttemptState::FailedToStart(error);
-                    self.put_attempt(id, Attempt::failed(attempt, now, state));
-                }
-            },
+            Action::Spawn { attempt } => self.spawn(id, attempt, now, traceparent(&span)),
             Action::Limit { attempt } => {
                 entry.observed.limited = entry.object.metadata.generation;
                 let limits = spawn::limits(&entry.object.spec.template);

@@ -1,6 +1,7 @@
 //! The loop: sources enqueue requests, reconcilers look at the world and act.
 
 mod commands;
+mod config;
 mod custody;
 mod health;
 mod instances;
@@ -24,6 +25,7 @@ use tracing::{debug, warn};
 
 use self::commands::Command;
 pub use self::commands::{ActError, Acted, Action, Handle, InstanceRef, Overview};
+pub use self::config::place;
 use self::observer::Observer;
 use self::recorder::Recorder;
 pub use self::recovery::StartFailed;
@@ -33,6 +35,7 @@ use crate::clock::Clock;
 use crate::driver::Driver;
 use crate::queue::Queue;
 use crate::usage::Sampler;
+use crate::vault::Vault;
 
 /// An object that needs a look. Carries no event.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -125,6 +128,9 @@ pub struct Controller<D> {
     namespaces: Watch,
     /// Of schedules that name none.
     local_zone: jiff::tz::TimeZone,
+    config_maps: Watch,
+    secrets: Watch,
+    vault: Arc<Vault>,
     ending: Option<commands::Ending>,
     upgrading: Option<tokio::sync::oneshot::Sender<Result<(), ActError>>>,
 }
@@ -149,7 +155,8 @@ impl<D: Driver> Controller<D> {
     pub async fn new(start: Start<D>) -> Result<(Self, Handle), StartFailed> {
         let (sender, commands) = mpsc::channel(256);
         let (prober, probed) = Prober::start(start.probes);
-        let recovery::Recovered { world, processes, jobs, cronjobs, namespaces } =
+        let vault = Arc::new(Vault::new(start.options.state_dir.join("secret.key")));
+        let recovery::Recovered { world, processes, jobs, cronjobs, namespaces, config_maps, secrets } =
             recovery::recover(&start.store, &start.clock).await?;
         let controller = Self {
             writer: Writer::new(Arc::clone(&start.store)),
@@ -171,10 +178,13 @@ impl<D: Driver> Controller<D> {
             cronjobs,
             namespaces,
             local_zone: jiff::tz::TimeZone::system(),
+            config_maps,
+            secrets,
+            vault: Arc::clone(&vault),
             ending: None,
             upgrading: None,
         };
-        Ok((controller, Handle::new(sender, start.sampler)))
+        Ok((controller, Handle::new(sender, start.sampler, vault)))
     }
 
     /// Runs until the daemon is to end. Returns the driver, so that the keeper can be told when the store is closed.
@@ -199,6 +209,9 @@ impl<D: Driver> Controller<D> {
                 biased;
                 events = self.driver.next() => Woken::Driver(events),
                 // Before outcomes: a commit is seen in the watch before it is acknowledged.
+                // What processes are made from before the processes: both may come with one commit.
+                events = self.config_maps.next() => Woken::Changed(Kind::ConfigMap, events),
+                events = self.secrets.next() => Woken::Changed(Kind::Secret, events),
                 events = self.processes.next() => Woken::Changed(Kind::Process, events),
                 events = self.jobs.next() => Woken::Changed(Kind::Job, events),
                 events = self.cronjobs.next() => Woken::Changed(Kind::CronJob, events),

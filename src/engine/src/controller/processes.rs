@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use ostler_core::kinds::{Instance, InstanceSpec, InstanceStatus, PortNumber, Process};
 use ostler_core::object::key;
 use ostler_core::plan::Note;
-use ostler_core::plan::process::{instance_name, plan};
+use ostler_core::plan::process::{hold, instance_name, plan};
 use ostler_core::{Kind, Metadata, OwnerReference, Timestamp};
 use ostler_store::{Durability, Expect, Op};
 use tracing::warn;
@@ -29,11 +29,16 @@ impl<D: Driver> Controller<D> {
             self.collect_orphaned_instances(process_id, now);
             return;
         };
+        let mut object = entry.object.clone();
+        let (hash, missing) = self.config_state(&object.metadata.namespace, &object.spec, &object.status.config_hash);
+        object.status.config_hash = hash;
         let instances: Vec<&Instance> = self.world.instances_of(process_id).map(|entry| &entry.object).collect();
-        let plan = plan(&entry.object, &instances, now);
+        let mut plan = plan(&object, &instances, now);
+        if missing.is_some() && !object.metadata.is_deleting() {
+            hold(&mut plan, &instances);
+        }
         let made = [plan.create.len(), plan.update.len(), plan.delete.len()];
-        self.observer.planned_process(process_id, &entry.object, &plan.status, made);
-        let object = entry.object.clone();
+        self.observer.planned_process(process_id, &object, &plan.status, made);
         let relabel: Vec<Id> = self
             .world
             .instances_of(process_id)
@@ -237,7 +242,9 @@ impl<D: Driver> Controller<D> {
             .collect();
         let jobs = self.delete_jobs_in(&name, now);
         if inside.is_empty() && !jobs {
-            let ops = vec![Op::delete(key(Kind::Namespace, "", &name).into(), Expect::Revision(revision))];
+            let mut ops = vec![Op::delete(key(Kind::Namespace, "", &name).into(), Expect::Revision(revision))];
+            // Nothing is left that could use them.
+            ops.extend(self.world.config_of(&name));
             self.writer.commit(ops, Durability::Crash, Ticket::Namespace(namespace_id.clone()));
             return;
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ostler_core::config::Origin;
 use ostler_core::kinds::{CronJob, Instance, Job, Namespace, Process, RestartPolicy, STOPPED_AT};
 use ostler_core::object::{key, parse_key};
 use ostler_core::{Kind, Span, Timestamp};
@@ -39,6 +40,8 @@ pub(crate) struct Recovered {
     pub(crate) jobs: Watch,
     pub(crate) cronjobs: Watch,
     pub(crate) namespaces: Watch,
+    pub(crate) config_maps: Watch,
+    pub(crate) secrets: Watch,
 }
 
 /// Where the store keeps the boot in which it was last used.
@@ -83,7 +86,9 @@ pub(crate) async fn recover(store: &Arc<dyn Store>, clock: &Clock) -> Result<Rec
                 entry.stored = entry.version;
                 world.insert_instance(entry);
             }
-            Kind::Source | Kind::Event => {}
+            Kind::ConfigMap => put_config(&mut world, Origin::ConfigMap, &id, &entry)?,
+            Kind::Secret => put_config(&mut world, Origin::Secret, &id, &entry)?,
+            Kind::Source | Kind::External | Kind::Event => {}
         }
     }
     info!(processes = world.processes.len(), jobs = world.jobs.len(), instances = world.instances.len(), "recovered");
@@ -94,8 +99,16 @@ pub(crate) async fn recover(store: &Arc<dyn Store>, clock: &Clock) -> Result<Rec
         jobs: watch(Kind::Job)?,
         cronjobs: watch(Kind::CronJob)?,
         namespaces: watch(Kind::Namespace)?,
+        config_maps: watch(Kind::ConfigMap)?,
+        secrets: watch(Kind::Secret)?,
         world,
     })
+}
+
+fn put_config(world: &mut World, origin: Origin, id: &super::world::Id, entry: &Entry) -> Result<(), StartFailed> {
+    world
+        .put_config(origin, id, Some(&entry.value))
+        .map_err(|source| StartFailed::Unreadable { key: entry.key.as_str().to_owned(), source })
 }
 
 fn prefix(kind: Kind) -> String {
@@ -157,7 +170,18 @@ async fn greet_the_boot(store: &Arc<dyn Store>) -> Result<(), StartFailed> {
                         ops.push(Op::put(key(Kind::Instance, namespace, name).into(), value, Expect::Any));
                     }
                 }
-                Some((Kind::Namespace | Kind::Job | Kind::CronJob | Kind::Source | Kind::Event, ..)) | None => {}
+                Some((
+                    Kind::Namespace
+                    | Kind::ConfigMap
+                    | Kind::Secret
+                    | Kind::Job
+                    | Kind::CronJob
+                    | Kind::Source
+                    | Kind::External
+                    | Kind::Event,
+                    ..,
+                ))
+                | None => {}
             }
         }
     }
@@ -177,10 +201,37 @@ impl<D: Driver> Controller<D> {
                 Kind::Process => self.processes = watch,
                 Kind::Job => self.jobs = watch,
                 Kind::CronJob => self.cronjobs = watch,
-                Kind::Namespace | Kind::Instance | Kind::Source | Kind::Event => self.namespaces = watch,
+                Kind::ConfigMap => self.config_maps = watch,
+                Kind::Secret => self.secrets = watch,
+                Kind::Namespace | Kind::Instance | Kind::Source | Kind::External | Kind::Event => {
+                    self.namespaces = watch;
+                }
             },
             // History moved on in between: the watch fails again at once, and this is tried again.
             Err(why) => warn!(%why, "cannot watch"),
+        }
+        let origin = match kind {
+            Kind::ConfigMap => Some(Origin::ConfigMap),
+            Kind::Secret => Some(Origin::Secret),
+            Kind::Namespace
+            | Kind::Process
+            | Kind::Job
+            | Kind::CronJob
+            | Kind::Instance
+            | Kind::Source
+            | Kind::External
+            | Kind::Event => None,
+        };
+        if let Some(origin) = origin {
+            self.world.config.retain(|(known, _), _| *known != origin);
+            for entry in &snapshot.entries {
+                let id = id(entry.key.namespace(), entry.key.name());
+                if let Err(why) = self.world.put_config(origin, &id, Some(&entry.value)) {
+                    warn!(key = %entry.key, %why, "cannot be read");
+                }
+            }
+            self.look_at_everything();
+            return;
         }
         let known = |revision: Revision, before: Option<Revision>| before == Some(revision);
         let mut present = std::collections::HashSet::new();
@@ -217,7 +268,13 @@ impl<D: Driver> Controller<D> {
                     }
                     self.queue.add(Request::CronJob(id));
                 }
-                Kind::Namespace | Kind::Instance | Kind::Source | Kind::Event => {
+                Kind::Namespace
+                | Kind::ConfigMap
+                | Kind::Secret
+                | Kind::Instance
+                | Kind::Source
+                | Kind::External
+                | Kind::Event => {
                     if let Ok(object) = serde_json::from_slice(&entry.value) {
                         self.world.namespaces.insert(id.clone(), NamespaceEntry { object, revision: entry.revision });
                     }
@@ -245,7 +302,13 @@ impl<D: Driver> Controller<D> {
                 }
             }
             Kind::CronJob => self.world.cronjobs.retain(|id, _| present.contains(id)),
-            Kind::Namespace | Kind::Instance | Kind::Source | Kind::Event => {
+            Kind::Namespace
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::Instance
+            | Kind::Source
+            | Kind::External
+            | Kind::Event => {
                 self.world.namespaces.retain(|id, _| present.contains(id));
             }
         }

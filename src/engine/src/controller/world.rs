@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use ostler_core::config::Origin;
 use ostler_core::kinds::{CronJob, Instance, InstanceStatus, Job, Namespace, Phase, Process, ProcessSpec};
 use ostler_core::object::parse_key;
 use ostler_core::plan::instance::Observed;
@@ -12,6 +13,7 @@ use ostler_store::{Event, EventKind, Revision};
 use serde::de::DeserializeOwned;
 
 use super::Request;
+use super::config::Held;
 use super::health::Probing;
 
 /// `namespace/name`; for namespaces `/name`.
@@ -132,6 +134,7 @@ pub(crate) struct World {
     pub(crate) processes: HashMap<Id, ProcessEntry>,
     pub(crate) jobs: HashMap<Id, Written<Job>>,
     pub(crate) cronjobs: HashMap<Id, Written<CronJob>>,
+    pub(crate) config: HashMap<(Origin, Id), Held>,
     /// Boxed: a table has room for up to twice as many as there are.
     pub(crate) instances: HashMap<Id, Box<InstanceEntry>>,
     /// Uid of an instance → its id.
@@ -163,6 +166,25 @@ impl World {
             EventKind::Put(value) => Some(value),
             EventKind::Delete => None,
         };
+        let origin = match kind {
+            Kind::ConfigMap => Some(Origin::ConfigMap),
+            Kind::Secret => Some(Origin::Secret),
+            Kind::Namespace
+            | Kind::Process
+            | Kind::Job
+            | Kind::CronJob
+            | Kind::Instance
+            | Kind::Source
+            | Kind::External
+            | Kind::Event => None,
+        };
+        if let Some(origin) = origin {
+            // What cannot be read is not there.
+            if self.put_config(origin, &id, value.map(|value| &**value)).is_err() {
+                self.config.remove(&(origin, id));
+            }
+            return self.dependents(origin, namespace, name);
+        }
         match kind {
             Kind::Namespace => {
                 let entry = value.and_then(|value| serde_json::from_slice(value).ok());
@@ -184,7 +206,13 @@ impl World {
                 take(&mut self.cronjobs, &id, value.map(Bytes::as_ref), event.revision);
                 vec![Request::CronJob(id)]
             }
-            Kind::Process | Kind::Instance | Kind::Source | Kind::Event => {
+            Kind::Process
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::Instance
+            | Kind::Source
+            | Kind::External
+            | Kind::Event => {
                 let entry = value.and_then(|value| serde_json::from_slice(value).ok());
                 match entry.map(|object| ProcessEntry { object, revision: event.revision, writing: false }) {
                     Some(entry) => drop(self.processes.insert(id.clone(), entry)),

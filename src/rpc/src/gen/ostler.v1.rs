@@ -177,11 +177,17 @@ pub mod effect {
 pub struct GetRequest {
     #[prost(message, optional, tag = "1")]
     pub object: ::core::option::Option<Reference>,
+    /// the values of a Secret, too
+    #[prost(bool, tag = "2")]
+    pub show_secrets: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRequest {
     #[prost(message, optional, tag = "1")]
     pub selector: ::core::option::Option<Selector>,
+    /// the values of Secrets, too
+    #[prost(bool, tag = "2")]
+    pub show_secrets: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListPage {
@@ -197,6 +203,9 @@ pub struct WatchRequest {
     /// 0: from now, preceded by everything that exists as ADDED and one BOOKMARK
     #[prost(uint64, tag = "2")]
     pub from_revision: u64,
+    /// the values of Secrets, too
+    #[prost(bool, tag = "3")]
+    pub show_secrets: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchBatch {

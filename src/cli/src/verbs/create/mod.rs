@@ -1,5 +1,6 @@
 //! `ostler create`: makes objects from what is given on the command line.
 
+mod config;
 mod job;
 
 use std::fmt::Write as _;
@@ -15,12 +16,13 @@ use crate::exit::Exit;
 use crate::kinds::Kind;
 use crate::output::json::{write_pretty, yaml};
 
-/// Make an object from flags
+/// Make an object from flags and files
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  ostler create job backup-now --from=cronjob/backup
-  ostler create job backup-now --from=cronjob/backup --dry-run -o yaml")]
+  ostler create configmap app --from-literal=LEVEL=debug --from-file=app.conf
+  ostler create secret db --from-env-file=db.env --dry-run -o yaml
+  ostler create job backup-now --from=cronjob/backup")]
 pub(crate) struct Args {
     #[command(subcommand)]
     what: What,
@@ -28,6 +30,9 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
+    #[command(visible_alias = "cm")]
+    Configmap(config::ConfigMapArgs),
+    Secret(config::SecretArgs),
     Job(job::Args),
 }
 
@@ -44,6 +49,8 @@ pub(super) struct Common {
 
 pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
     let (kind, object, common) = match args.what {
+        What::Configmap(args) => (Kind::ConfigMap, config::config_map(&ctx.settings, &args)?, args.common),
+        What::Secret(args) => (Kind::Secret, config::secret(&ctx.settings, &args)?, args.common),
         What::Job(args) => (Kind::Job, job::job(ctx, &args).await?, args.common),
     };
     create(ctx, kind, &object, &common).await
@@ -84,7 +91,10 @@ pub(super) async fn make(ctx: &Ctx, kind: Kind, object: &Value, manager: &str) -
     let (name, namespace) = (text("name"), text("namespace"));
     let client = Client::connect(&ctx.settings).await?;
     let mut api = client.api.clone();
-    match client.once(api.get(v1::GetRequest { object: Some(reference(kind, namespace, name)) })).await {
+    match client
+        .once(api.get(v1::GetRequest { object: Some(reference(kind, namespace, name)), show_secrets: false }))
+        .await
+    {
         Err(error) if error.is_not_found() => {}
         Err(error) => return Err(error),
         Ok(_) => {
