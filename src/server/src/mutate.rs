@@ -309,6 +309,8 @@ impl Service {
                     };
                     if changed {
                         join_trace(&mut object.metadata);
+                        // Whoever waits for it knows by observedGeneration that it was seen.
+                        object.metadata.generation += 1;
                         ops.push(put(entry, &object)?);
                     }
                     acted.push(Acted {
