@@ -74,9 +74,7 @@ fn a_memory_hog_dies_alone_and_it_is_said_of_what() {
     for (name, script) in [("hog", "exec python3 hog.py"), ("parent", "python3 hog.py; exit $?")] {
         let object = limited(name, script, &json!({"memory": "48Mi"}));
         daemon.apply(&manifest::with(object, "spec.restartPolicy", json!("Never")).to_string());
-        let hog = wait_until("the hog to be killed", || {
-            Some(daemon.instance(&format!("{name}-0"))).filter(|it| it.phase() == "Failed")
-        });
+        let hog = daemon.phase(&format!("{name}-0"), "Failed");
         assert_eq!(hog.reason(), "OOMKilled", "{}", hog.0["status"]);
         assert_eq!(hog.last_exit()["oomKilled"], true, "{}", hog.last_exit());
         assert_eq!(hog.last_exit()["cause"], "Resource", "{}", hog.last_exit());
@@ -194,7 +192,7 @@ fn without_cgroups_the_condition_says_so_or_it_is_refused() {
     let daemon = Setup::default().args(&["--cgroups", "none"]).start();
     let object = limited("web", "exec sleep 100000", &json!({"memory": "64Mi", "openFiles": 100}));
     daemon.apply(&object.to_string());
-    let refused = wait_until("it to be refused", || Some(daemon.instance("web-0")).filter(|it| it.phase() == "Failed"));
+    let refused = daemon.phase("web-0", "Failed");
     assert_eq!(refused.reason(), "LimitsNotEnforceable", "{}", refused.0["status"]);
     let why = refused.0["status"]["message"].as_str().unwrap();
     assert!(why.contains("memory: the daemon runs with --cgroups none") && why.contains("BestEffort"), "{why}");

@@ -75,6 +75,7 @@ fn every_example_has_a_test_and_is_valid() {
             "probes.yaml",
             "rolling.yaml",
             "source",
+            "thresholds.yaml",
             "web.yaml",
             "worker.yaml"
         ]
@@ -193,6 +194,16 @@ fn limited_says_what_limits_it() {
         })
     });
     assert!(instance.pid().is_some());
+}
+
+#[test]
+fn thresholds_warn_before_they_restart() {
+    let daemon = Daemon::start();
+    example(&daemon, "thresholds.yaml");
+    let warned = daemon.instance_when("thresholds-0", "warned of", |it| {
+        it.0["status"]["resources"]["exceeded"][0]["level"] == "Warning"
+    });
+    assert_eq!((warned.phase(), warned.restarts()), ("Running", 0));
 }
 
 #[test]

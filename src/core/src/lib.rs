@@ -19,6 +19,7 @@ pub mod restart;
 pub mod schedule;
 pub mod signal;
 pub mod suggest;
+pub mod threshold;
 pub mod time;
 pub mod topic;
 pub mod usage;

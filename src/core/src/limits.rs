@@ -1,6 +1,6 @@
 //! What has become of the hard limits of an attempt.
 
-use crate::kinds::{Condition, LimitKind, Limits, Truth};
+use crate::kinds::{Condition, LimitKind, Limits, Truth, UNTHROTTLED};
 
 /// The condition that says it.
 pub const CONDITION: &str = "LimitsEnforced";
@@ -20,7 +20,10 @@ pub struct EnforcedLimit {
 pub fn condition(wanted: &Limits, known: &[EnforcedLimit]) -> Condition {
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     for (kind, value) in wanted.iter() {
-        let shown = format!("{} {}", kind.name(), kind.show(value));
+        // Only there so that it can be lowered.
+        let is_open = kind == LimitKind::Cpu && value == i64::from(UNTHROTTLED.0);
+        let shown =
+            if is_open { "cpu when throttled".to_owned() } else { format!("{} {}", kind.name(), kind.show(value)) };
         match known.iter().find(|known| known.kind == kind) {
             Some(EnforcedLimit { value: enforced, by: Ok(by), .. }) if *enforced == value => {
                 good.push(format!("{shown} by {by}"));

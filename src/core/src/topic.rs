@@ -79,7 +79,18 @@ impl Topic {
         }
         match reason {
             "Healthy" | "Unhealthy" | "ProbeFailed" | "ProbeCannotRun" | "StartupFailed" => Self::Health,
-            "OOMKilled" | "ResourceViolation" | "ResourcesExhausted" => Self::Resources,
+            "OOMKilled"
+            | "ResourceViolation"
+            | "ResourcesExhausted"
+            | "LimitsNotEnforceable"
+            | "LimitsNotEnforced"
+            | "ThresholdWarning"
+            | "ThresholdExceeded"
+            | "ThresholdViolation"
+            | "ThresholdCleared"
+            | "Throttled"
+            | "Unthrottled"
+            | "Adjusted" => Self::Resources,
             "Crashed" | "Lost" | "RetriesExhausted" | "CircuitOpen" | "CircuitClosed" | "Fallback" => Self::Restart,
             "CommandNotFound"
             | "PermissionDenied"
@@ -115,6 +126,7 @@ mod tests {
             (Kind::Instance, "ProbeFailed", Topic::Health),
             (Kind::Instance, "LogsBlocked", Topic::Storage),
             (Kind::Process, "ResourceViolation", Topic::Resources),
+            (Kind::Instance, "ThresholdExceeded", Topic::Resources),
             (Kind::Source, "Synced", Topic::Source),
             (Kind::External, "Lost", Topic::External),
         ] {

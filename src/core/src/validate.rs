@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::config;
 use crate::kinds::{
-    ConfigMap, CronJob, EndCause, EnvVar, External, Job, JobSpec, Kind, LimitKind, Limits, Port, PortNumber, Process,
-    ProcessSpec, Restart, RestartPolicy, RetryBackoff, Secret, Source, Strategy,
+    ConfigMap, CronJob, EndCause, EnvVar, External, Job, JobSpec, Kind, Port, PortNumber, Process, ProcessSpec,
+    Restart, RestartPolicy, RetryBackoff, Secret, Source, Strategy,
 };
 use crate::meta::Metadata;
 use crate::plan::external::Matcher;
@@ -14,6 +14,7 @@ use crate::time::Span;
 use crate::{name, signal};
 
 mod probes;
+mod resources;
 
 /// One violation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -307,9 +308,7 @@ fn spec(spec: &ProcessSpec, found: &mut Findings) {
     if spec.success_exit_codes.is_empty() {
         found.add("spec.successExitCodes", "at least one code; 0 is the default");
     }
-    if let Some(resources) = &spec.resources {
-        limits(&resources.limits, found);
-    }
+    resources::check(spec, found);
     found.check("spec.stop.signal", signal::parse(&spec.stop.signal).map(drop));
     if spec.stop.grace_period > Span::from_secs(86_400) {
         found.add("spec.stop.gracePeriod", "at most 24h");
@@ -344,22 +343,6 @@ fn restart(restart: &Restart, spec: &ProcessSpec, found: &mut Findings) {
         if instead.initial.unwrap_or(spec.backoff.initial) > max {
             let part = if instead.initial.is_some() { "initial" } else { "max" };
             found.add(format!("{field}.{part}"), format!("initial must not be longer than max ({max})"));
-        }
-    }
-}
-
-fn limits(limits: &Limits, found: &mut Findings) {
-    for (kind, value) in limits.iter() {
-        let (least, most, wrong) = match kind {
-            LimitKind::Memory => (1 << 20, i64::MAX, "at least 1Mi"),
-            LimitKind::Cpu => (10, i64::MAX, "at least 10m, which is a hundredth of a core"),
-            LimitKind::Processes => (1, i64::MAX, "at least 1"),
-            LimitKind::OpenFiles => (16, i64::MAX, "at least 16, or no program starts"),
-            LimitKind::IoWeight => (1, 10_000, "from 1 to 10000"),
-            LimitKind::Nice => (-20, 19, "from -20 to 19"),
-        };
-        if !(least..=most).contains(&value) {
-            found.add(format!("spec.resources.limits.{}", kind.name()), wrong);
         }
     }
 }

@@ -283,7 +283,7 @@ const ASKED: [StopReason; 5] =
     [StopReason::Stopped, StopReason::Restarted, StopReason::Replaced, StopReason::Deleted, StopReason::Shutdown];
 
 /// Reasons of events that tell an end.
-const ENDS: [&str; 11] = [
+const ENDS: [&str; 12] = [
     "Crashed",
     "CommandNotFound",
     "PermissionDenied",
@@ -295,6 +295,7 @@ const ENDS: [&str; 11] = [
     "Unhealthy",
     "StartupFailed",
     "ResourceViolation",
+    "OOMKilled",
 ];
 
 /// Which policy decided what followed the last end.

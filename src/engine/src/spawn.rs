@@ -31,9 +31,10 @@ pub(crate) fn log_settings(spec: &ProcessSpec) -> wire::LogSettings {
     }
 }
 
-/// The limits of a spec, as the keeper takes them.
-pub(crate) fn limits(spec: &ProcessSpec) -> Option<wire::Limits> {
-    let limits = spec.limits()?;
+/// The limits that hold for an instance now, as the keeper takes them.
+pub(crate) fn limits(instance: &Instance) -> Option<wire::Limits> {
+    let spec = &instance.spec.template;
+    let limits = spec.limits_in_effect(instance.status.resources.as_deref())?;
     let required = spec.resources.as_ref().is_some_and(|it| it.enforcement == Enforcement::Require);
     Some(wire::Limits {
         memory: limits.memory.map(|bytes| bytes.0),
@@ -91,7 +92,7 @@ pub(crate) fn command(
         groups: identity.groups.clone(),
         log_dir: log_dir(&metadata.namespace, &metadata.name),
         log: Some(log_settings(spec)),
-        limits: limits(spec),
+        limits: limits(instance),
         ..wire::Spawn::default()
     })
 }

@@ -226,6 +226,9 @@ fn make_room(parent: &Path, root: &Root) -> io::Result<()> {
     Ok(())
 }
 
+/// A limit of CPU that is none yet.
+const UNLIMITED: i64 = 0;
+
 /// One thing to write for a limit.
 #[derive(Debug, PartialEq, Eq)]
 struct Setting {
@@ -252,9 +255,13 @@ fn settings(limit: Limit, version: Version, value: i64) -> Vec<Setting> {
                 may("memory.memsw.limit_in_bytes", value.to_string()),
             ]
         }
-        Limit::Cpu if is_v2 => vec![must("cpu.max", format!("{} 100000", value * 100))],
+        Limit::Cpu if is_v2 => vec![must(
+            "cpu.max",
+            if value == UNLIMITED { "max 100000".to_owned() } else { format!("{} 100000", value * 100) },
+        )],
         Limit::Cpu => {
-            vec![must("cpu.cfs_period_us", "100000".to_owned()), must("cpu.cfs_quota_us", (value * 100).to_string())]
+            let quota = if value == UNLIMITED { "-1".to_owned() } else { (value * 100).to_string() };
+            vec![must("cpu.cfs_period_us", "100000".to_owned()), must("cpu.cfs_quota_us", quota)]
         }
         Limit::Processes => vec![must("pids.max", value.to_string())],
         Limit::IoWeight if is_v2 => vec![must("io.weight", format!("default {value}"))],
@@ -333,7 +340,7 @@ mod tests {
 
     #[test]
     fn each_version_gets_its_own_files() {
-        let cases: [Case; 9] = [
+        let cases: [Case; 11] = [
             (
                 Limit::Memory,
                 65536,
@@ -343,6 +350,8 @@ mod tests {
             (Limit::Memory, 65536, V1, &[("memory.limit_in_bytes", "65536"), ("memory.memsw.limit_in_bytes", "65536")]),
             (Limit::Cpu, 1500, Version::V2, &[("cpu.max", "150000 100000")]),
             (Limit::Cpu, 250, V1, &[("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "25000")]),
+            (Limit::Cpu, 0, Version::V2, &[("cpu.max", "max 100000")]),
+            (Limit::Cpu, 0, V1, &[("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "-1")]),
             (Limit::Processes, 64, Version::V2, &[("pids.max", "64")]),
             (Limit::Processes, 64, V1, &[("pids.max", "64")]),
             (Limit::IoWeight, 5000, Version::V2, &[("io.weight", "default 5000")]),

@@ -152,6 +152,7 @@ async fn operate(
         state_dir: shared.state_dir.clone(),
         allow: configured.allow,
         meter: ostler_telemetry::metrics().map(|metrics| Arc::new(crate::observe::Checks(metrics)) as Arc<dyn Meter>),
+        ..ostler_engine::probe::Settings::default()
     };
     let start = Start { options, store: Arc::clone(&store), driver, clock: Clock::system(), sampler, probes };
     let (controller, handle) = Controller::new(start).await?;

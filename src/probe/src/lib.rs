@@ -16,16 +16,19 @@ mod log;
 mod net;
 mod notify;
 mod process;
+mod resources;
 mod scheduler;
 mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use ostler_core::allow::Allow;
 use ostler_core::kinds::{NotifyStatus, ProbeKind, ProbeStatus, ProbesStatus, ProcessSpec};
+use ostler_core::usage::Usage;
 use ostler_core::verdict::Outcome;
 pub use scheduler::Prober;
 
@@ -54,6 +57,8 @@ pub struct Settings {
     pub allow: AllowList,
     /// Is told of every check.
     pub meter: Option<Arc<dyn Meter>>,
+    /// Tells what instances use of the machine.
+    pub usage: Option<Arc<dyn UsageSource>>,
 }
 
 impl std::fmt::Debug for Settings {
@@ -69,6 +74,12 @@ impl std::fmt::Debug for Settings {
 pub trait Meter: Send + Sync + 'static {
     /// A check is over. Called in the scheduler: must not block.
     fn checked(&self, probe: ProbeKind, check: &'static str, outcome: &Outcome, took: Duration);
+}
+
+/// Tells what instances use of the machine.
+pub trait UsageSource: Send + Sync + 'static {
+    /// What the whole tree of the instance `namespace/name` uses now; none when it does not run.
+    fn usage(&self, id: Arc<str>) -> Pin<Box<dyn Future<Output = Option<Usage>> + Send + '_>>;
 }
 
 /// A running attempt whose probes are to be run.

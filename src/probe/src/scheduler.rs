@@ -19,7 +19,9 @@ use tracing::{debug, warn};
 use crate::exec::{self, Plot};
 use crate::log::{Patterns, Scan};
 use crate::notify::{self, Custody, Message, Senders, Sockets};
-use crate::{AllowList, Meter, News, Report, Settings, Target, graves, grpc, http, net, process};
+use crate::{
+    AllowList, Meter, News, Report, Settings, Target, UsageSource, graves, grpc, http, net, process, resources,
+};
 
 /// The handle of the scheduler, which ends with it.
 #[derive(Clone, Debug)]
@@ -144,6 +146,7 @@ struct Scheduler {
     state_dir: PathBuf,
     allow: AllowList,
     meter: Option<Arc<dyn Meter>>,
+    usage: Option<Arc<dyn UsageSource>>,
     sockets: Result<Sockets, String>,
     reports: mpsc::UnboundedSender<Report>,
     watched: Vec<Option<Box<Watched>>>,
@@ -169,6 +172,7 @@ impl Scheduler {
             state_dir: settings.state_dir,
             allow: settings.allow,
             meter: settings.meter,
+            usage: settings.usage,
             sockets,
             reports,
             watched: Vec::new(),
@@ -398,7 +402,7 @@ impl Scheduler {
                 (entry.held, entry.backoff) = (None, 0);
                 Class::Command
             }
-            Check::LogLine(_) => Class::Disk,
+            Check::LogLine(_) | Check::Resources(_) => Class::Disk,
             Check::Notify(_) => return self.judge_notify(place),
             Check::Process(_) => {
                 let outcome = process::check(target.pid, target.start_time);
@@ -411,6 +415,7 @@ impl Scheduler {
         }
         let job = Job {
             allow: self.allow.get(),
+            usage: self.usage.clone(),
             log: self.entry(place).and_then(|(_, entry)| entry.log.clone().zip(entry.patterns.clone())),
             regex: self.entry(place).and_then(|(_, entry)| entry.regex.clone()),
             plot: self.entry(place).and_then(|(_, entry)| entry.plot.clone()),
@@ -575,6 +580,7 @@ struct Job {
     target: Arc<Target>,
     kind: ProbeKind,
     allow: Arc<[Allow]>,
+    usage: Option<Arc<dyn UsageSource>>,
     log: Option<(Arc<Mutex<Scan>>, Arc<Patterns>)>,
     regex: Option<Arc<Regex>>,
     plot: Option<Plot>,
@@ -608,6 +614,14 @@ impl Job {
                 Ok(outcome) => outcome,
                 Err(_) => Outcome::CannotRun(format!("the log could not be read within {timeout}")),
             },
+            // Neither is a machine that is slow to tell what is used.
+            Check::Resources(most) => {
+                let look = resources::check(most, self.usage.as_deref(), &self.target.id, timeout.to_std());
+                match tokio::time::timeout(timeout.to_std(), look).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => Outcome::CannotRun(format!("what it uses could not be read within {timeout}")),
+                }
+            }
             Check::HttpGet(_) | Check::TcpSocket(_) | Check::Grpc(_) => {
                 match tokio::time::timeout(timeout.to_std(), self.ask(check)).await {
                     Ok(Ok(outcome) | Err(outcome)) => outcome,
@@ -657,7 +671,7 @@ impl Job {
                 let port = net::port(&grpc.port, ports)?;
                 grpc::check(grpc, &net::addresses(grpc.host.as_deref(), port, &self.allow).await?).await
             }
-            Check::Exec(_) | Check::LogLine(_) | Check::Notify(_) | Check::Process(_) => {
+            Check::Exec(_) | Check::LogLine(_) | Check::Notify(_) | Check::Resources(_) | Check::Process(_) => {
                 Outcome::CannotRun("there is nobody to ask".to_owned())
             }
         })

@@ -119,6 +119,7 @@ async fn ten_thousand_checks_leave_nothing_behind() {
         state_dir: directory.path().to_owned(),
         allow: ostler_probe::AllowList::default(),
         meter: Some(Arc::clone(&count) as Arc<dyn Meter>),
+        ..Settings::default()
     };
     let (prober, mut reports) = Prober::start(settings);
     // The first one starts what stays: the thread for commands, the runtime's own descriptors.

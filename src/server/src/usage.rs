@@ -64,7 +64,7 @@ pub(crate) async fn read(sampler: &Sampler, kind: Kind, entries: &[Entry], pss: 
 /// What counts as its limit of memory.
 fn memory_limit(entry: &Entry) -> Option<u64> {
     let instance: Instance = serde_json::from_slice(&entry.value).ok()?;
-    Some(instance.spec.template.limits()?.memory?.0)
+    Some(instance.spec.template.limits_in_effect(instance.status.resources.as_deref())?.memory?.0)
 }
 
 fn told(sample: &Sample, memory_limit: Option<u64>) -> v1::InstanceUsage {

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use ostler_core::kinds::{EndCause, ProcessSpec, Severities, Severity, SourceRevision};
 use ostler_core::restart;
+use ostler_core::threshold::Rules;
 use ostler_rpc::v1;
 use serde_json::Value;
 
@@ -288,6 +289,7 @@ impl Page {
             );
         }
         self.restarts(spec);
+        self.thresholds(spec);
         let stop = &spec["stop"];
         if stop.is_object() {
             self.line("Stop", format_args!("{}, SIGKILL after {}", text(&stop["signal"]), text(&stop["gracePeriod"])));
@@ -325,6 +327,34 @@ impl Page {
         }
         // Writing into memory does not fail.
         let _ = self.rows("Restart policies, critical ends", &rows);
+    }
+
+    /// From which use on something is done, and what.
+    fn thresholds(&mut self, spec: &Value) {
+        let Ok(spec) = serde_json::from_value::<ProcessSpec>(spec.clone()) else { return };
+        if let Some(limits) = spec.limits() {
+            let limits: Vec<String> =
+                limits.iter().map(|(kind, value)| format!("{} {}", kind.name(), kind.show(value))).collect();
+            self.line("Limits", limits.join(", "));
+        }
+        let Some(rules) = Rules::of(&spec, None) else { return };
+        let mut rows = vec![row(["OF", "WARNING", "CRITICAL", "FOR", "POLICY"])];
+        for (threshold, lasting) in &rules.thresholds {
+            let show = |level: Option<u64>| level.map_or("-".to_owned(), |level| threshold.measure.show(level));
+            rows.push(row([
+                threshold.measure.name(),
+                &show(threshold.warning),
+                &show(threshold.critical),
+                &lasting.to_string(),
+                threshold.policy.name(),
+            ]));
+        }
+        let title = format!(
+            "Thresholds, from {} after a start, what is shorter than {} aside",
+            rules.startup_grace, rules.spike_tolerance
+        );
+        // Writing into memory does not fail.
+        let _ = self.rows(&title, &rows);
     }
 
     fn process(&mut self, value: &Value) {
@@ -488,6 +518,20 @@ impl Page {
         }
         if let Some(since) = status["fallback"]["since"].as_str() {
             self.line("In its place", format_args!("the fallback, since {since} ({} ago)", age(Some(since), now)));
+        }
+        let resources = &status["resources"];
+        let adjusted: Vec<String> = resources["adjusted"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|it| format!("{} {}%", text(&it["resource"]), text(&it["percent"])))
+            .collect();
+        if !adjusted.is_empty() {
+            self.line("Adjusted", format_args!("{} of what is declared", adjusted.join(", ")));
+        }
+        if let Some(since) = resources["throttled"]["since"].as_str() {
+            let (cpu, of) = (text(&resources["throttled"]["cpu"]), text(&resources["throttled"]["resource"]));
+            self.line("Throttled", format_args!("to {cpu} for {of}, since {since} ({} ago)", age(Some(since), now)));
         }
         self.field("Next start", &status["nextStartAt"]);
         let breaker = &status["breaker"];
@@ -720,6 +764,29 @@ mod tests {
         );
         let mut plain = Page::default();
         plain.restarts(&json!({"command": ["x"]}));
+        assert_eq!(plain.text, "");
+    }
+
+    #[test]
+    fn limits_and_thresholds_are_shown_with_what_is_done() {
+        let mut page = Page::default();
+        page.thresholds(&json!({"command": ["x"], "resources": {"limits": {"memory": "512Mi", "processes": 9},
+            "thresholds": {"memory": {"warning": "400Mi", "critical": "480Mi", "policy": "Restart", "for": "1m"},
+                "cpu": {"critical": "500m"}}}}));
+        let shown: Vec<String> =
+            page.text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(
+            shown,
+            [
+                "Limits: memory 512Mi, processes 9",
+                "Thresholds, from 2m after a start, what is shorter than 30s aside:",
+                "OF WARNING CRITICAL FOR POLICY",
+                "memory 400Mi 480Mi 1m Restart",
+                "cpu - 500m 5m Alert",
+            ]
+        );
+        let mut plain = Page::default();
+        plain.thresholds(&json!({"command": ["x"]}));
         assert_eq!(plain.text, "");
     }
 

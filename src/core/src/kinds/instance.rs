@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, ProbesStatus, ProcessSpec};
+use super::{Condition, Measure, ProbesStatus, ProcessSpec, ResourcesStatus, ViolationPolicy};
 use crate::meta::Metadata;
 use crate::time::Timestamp;
 
@@ -141,7 +141,10 @@ pub struct InstanceStatus {
     /// What the probes of the last attempt that ran have found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<Box<ProbesStatus>>,
-    /// Ready; Healthy, when there are probes.
+    /// What its thresholds have found and done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Box<ResourcesStatus>>,
+    /// Ready; Healthy, when there are probes; LimitsEnforced and WithinThresholds, when there are limits or thresholds.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// The latest transitions, oldest first.
@@ -288,9 +291,9 @@ pub struct FallbackSince {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Severity {
-    /// Perhaps not bad: a soft threshold was exceeded, or nobody saw how it ended.
+    /// Perhaps not bad: nobody saw how it ended.
     Warning,
-    /// It failed.
+    /// It failed, or more than a critical level was used for too long.
     #[default]
     Critical,
     /// The program is broken or the machine is short of something: it was ended by a fault (SIGSEGV, SIGABRT, SIGBUS,
@@ -389,6 +392,20 @@ pub struct Verdict {
     pub severity: Severity,
     /// What was found, a sentence.
     pub message: String,
+    /// The threshold that was exceeded, if it is that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub violation: Option<Violation>,
+}
+
+/// A threshold that was exceeded for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Violation {
+    /// Of what.
+    pub resource: Measure,
+    /// What is done about it.
+    pub policy: ViolationPolicy,
 }
 
 /// Why an instance is stopped.

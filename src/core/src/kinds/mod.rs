@@ -12,6 +12,7 @@ mod process;
 mod resources;
 mod restart;
 mod source;
+mod thresholds;
 mod update;
 
 use std::fmt;
@@ -27,13 +28,13 @@ pub use event::{Event, EventType, ObjectReference};
 pub use external::{Discovery, External, ExternalPhase, ExternalSpec, ExternalStatus};
 pub use instance::{
     Breaker, EndCause, EndCount, Exit, ExitStatus, FallbackSince, HistoryEntry, Identity, Instance, InstanceSpec,
-    InstanceStatus, JobShare, Phase, Severity, StopReason, Stopping, Verdict,
+    InstanceStatus, JobShare, Phase, Severity, StopReason, Stopping, Verdict, Violation,
 };
 pub use job::{COMPLETE, FAILED, FAILURE_TARGET, Job, JobSpec, JobStatus, JobTemplate, RetryBackoff, SUSPENDED};
 pub use namespace::{Namespace, NamespacePhase, NamespaceSpec, NamespaceStatus};
 pub use probe::{
     Check, ExecProbe, Grpc, Health, HttpGet, HttpHeader, LogLine, LogStream, NotifyProbe, NotifyStatus, PortRef, Probe,
-    ProbeKind, ProbeStatus, ProbesStatus, ProcessProbe, Scheme, StatusRange, TcpSocket,
+    ProbeKind, ProbeStatus, ProbesStatus, ProcessProbe, ResourcesProbe, Scheme, StatusRange, TcpSocket,
 };
 pub use process::{
     AutoPort, Backoff, CircuitBreaker, Driver, EnvVar, Logs, Port, PortNumber, Process, ProcessSpec, ProcessStatus,
@@ -45,6 +46,11 @@ pub use source::{
     SourceStatus, SyncState, WATCHED, WAVE,
 };
 pub use update::{Amount, CHANGE_CAUSE, PAUSED_AT, PastRevision, Percent, Rollout, Strategy, Update};
+
+pub use thresholds::{
+    Adjusted, BytesThreshold, CountThreshold, CpuThreshold, Exceeded, Level, Measure, ResourcesStatus, Threshold,
+    Thresholds, Throttled, UNTHROTTLED, ViolationPolicy,
+};
 
 pub use restart::{Fallback, Profile, Restart, RestartOverride, Severities};
 

@@ -2,9 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Measure;
+use crate::quantity::{Bytes, Cpu};
 use crate::time::{Span, Timestamp};
 
-/// One check that is repeated. Exactly one of httpGet, tcpSocket, grpc, exec, logLine, notify and process is given.
+/// One check that is repeated. Exactly one of httpGet, tcpSocket, grpc, exec, logLine, notify, resources and
+/// process is given.
 /// A check that passes or fails is counted; one that cannot be run says nothing about the process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -30,6 +33,9 @@ pub struct Probe {
     /// WATCHDOG=trigger, WATCHDOG_USEC=. Ostler sets NOTIFY_SOCKET, and WATCHDOG_USEC when `watchdog` is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notify: Option<NotifyProbe>,
+    /// The whole process tree uses no more of the machine than this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourcesProbe>,
     /// The leader lives and is neither stopped (SIGSTOP) nor a zombie.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<ProcessProbe>,
@@ -57,6 +63,7 @@ impl Default for Probe {
             exec: None,
             log_line: None,
             notify: None,
+            resources: None,
             process: None,
             initial_delay: Span::ZERO,
             interval: Span::from_secs(10),
@@ -83,6 +90,8 @@ pub enum Check<'a> {
     LogLine(&'a LogLine),
     /// `notify`
     Notify(&'a NotifyProbe),
+    /// `resources`
+    Resources(&'a ResourcesProbe),
     /// `process`
     Process(&'a ProcessProbe),
 }
@@ -97,6 +106,7 @@ impl Check<'_> {
             Self::Exec(_) => "exec",
             Self::LogLine(_) => "logLine",
             Self::Notify(_) => "notify",
+            Self::Resources(_) => "resources",
             Self::Process(_) => "process",
         }
     }
@@ -112,6 +122,7 @@ impl Probe {
             self.exec.as_ref().map(Check::Exec),
             self.log_line.as_ref().map(Check::LogLine),
             self.notify.as_ref().map(Check::Notify),
+            self.resources.as_ref().map(Check::Resources),
             self.process.as_ref().map(Check::Process),
         ]
         .into_iter()
@@ -346,6 +357,45 @@ pub struct NotifyProbe {
     /// often.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<Span>,
+}
+
+/// The whole process tree uses no more of the machine than this; at least one is given. Looked at anew for each check,
+/// CPU over at least half a second.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ResourcesProbe {
+    /// Resident memory; pages that processes share count for each of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Bytes>,
+    /// CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Cpu>,
+    /// Processes that live.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u32>,
+    /// Threads of all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u32>,
+    /// Open files of all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_files: Option<u32>,
+}
+
+impl ResourcesProbe {
+    /// What it compares, and with what.
+    pub fn iter(&self) -> impl Iterator<Item = (Measure, u64)> {
+        let Self { memory, cpu, processes, threads, open_files } = self;
+        [
+            memory.map(|bytes| (Measure::Memory, bytes.0)),
+            cpu.map(|cpu| (Measure::Cpu, cpu.0.into())),
+            processes.map(|count| (Measure::Processes, count.into())),
+            threads.map(|count| (Measure::Threads, count.into())),
+            open_files.map(|count| (Measure::OpenFiles, count.into())),
+        ]
+        .into_iter()
+        .flatten()
+    }
 }
 
 /// The leader lives and is neither stopped nor a zombie.

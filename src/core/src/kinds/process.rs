@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Check, Condition, EnvFile, EnvFromSource, EnvVarSource, Fallback, Limits, NotifyProbe, PastRevision, Probe,
-    ProbeKind, Resources, Restart, Rollout, Update,
+    ProbeKind, Resources, ResourcesStatus, Restart, Rollout, Thresholds, Update,
 };
 use crate::meta::Metadata;
 use crate::quantity::Bytes;
@@ -398,6 +398,18 @@ impl ProcessSpec {
         self.resources.as_ref().map(|resources| &resources.limits).filter(|limits| !limits.is_empty())
     }
 
+    /// The soft thresholds, if any.
+    pub fn thresholds(&self) -> Option<&Thresholds> {
+        self.resources.as_ref().map(|resources| &resources.thresholds).filter(|thresholds| !thresholds.is_empty())
+    }
+
+    /// The hard limits that hold for an instance now, with what its thresholds have done about them. One that may have
+    /// to be throttled has a limit of CPU.
+    pub fn limits_in_effect(&self, status: Option<&ResourcesStatus>) -> Option<Limits> {
+        let resources = self.resources.as_ref()?;
+        Some(resources.limits.in_effect(&resources.thresholds, status)).filter(|limits| !limits.is_empty())
+    }
+
     /// What an instance is made from: the spec without what concerns all copies together.
     #[must_use]
     pub fn template(&self) -> Self {
@@ -444,6 +456,7 @@ impl ProcessSpec {
                 | Check::Grpc(_)
                 | Check::Exec(_)
                 | Check::LogLine(_)
+                | Check::Resources(_)
                 | Check::Process(_) => None,
             })
         };

@@ -2,10 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Thresholds;
 use crate::quantity::{Bytes, Cpu};
+use crate::time::Span;
 
 /// What each instance may use of the machine, its whole process tree together unless a limit says otherwise.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Resources {
@@ -15,6 +17,23 @@ pub struct Resources {
     pub limits: Limits,
     /// What happens when the kernel offers nothing to enforce one of the limits with.
     pub enforcement: Enforcement,
+    /// Soft levels, and what is done when more is used. They may change at any time, only the first Throttle and the
+    /// last one restart.
+    #[serde(skip_serializing_if = "Thresholds::is_empty")]
+    pub thresholds: Thresholds,
+    /// How often use is compared with `thresholds`, from 250ms to 10s.
+    pub interval: Span,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            enforcement: Enforcement::default(),
+            thresholds: Thresholds::default(),
+            interval: Self::INTERVAL,
+        }
+    }
 }
 
 /// Hard limits, held by the kernel.
@@ -126,13 +145,17 @@ impl Limits {
 }
 
 impl Resources {
+    /// How often what instances use is looked at unless something else is asked for.
+    pub const INTERVAL: Span = Span::from_secs(10);
+
     /// What of it an instance has to be started anew for: which limits there are, and the values of those that the
     /// kernel does not change for what runs. Null when nothing is limited.
     pub fn restarting(&self) -> serde_json::Value {
-        if self.limits.is_empty() {
+        let limits = self.limits.in_effect(&self.thresholds, None);
+        if limits.is_empty() {
             return serde_json::Value::Null;
         }
-        let shape = self.limits.iter().map(|(kind, value)| {
+        let shape = limits.iter().map(|(kind, value)| {
             (kind.name().to_owned(), if kind.changes_in_place() { true.into() } else { value.into() })
         });
         let mut shape: serde_json::Map<String, serde_json::Value> = shape.collect();

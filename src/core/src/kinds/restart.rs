@@ -7,7 +7,7 @@ use crate::time::Span;
 
 /// Restarts that depend on why an attempt ended, how bad that was, and what kind of program it is. Without it, every
 /// end is treated alike, by `backoff`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Restart {
@@ -29,9 +29,34 @@ pub struct Restart {
     /// After it was found not to work any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_liveness: Option<RestartOverride>,
-    /// After it used more than it may.
+    /// After it used more memory than its limit, or more than a level of `resources.thresholds`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_resource: Option<RestartOverride>,
+    /// After a start, `resources.thresholds` do not count for so long.
+    pub startup_grace: Span,
+    /// How long a critical level of `resources.thresholds` has to be exceeded before its policy acts, unless the
+    /// threshold says it itself by `for`.
+    pub sustained_violation: Span,
+    /// What exceeds a level of `resources.thresholds` for a shorter time than this does not count, nor does a dip that
+    /// is shorter end it.
+    pub spike_tolerance: Span,
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self {
+            profile: None,
+            severities: Severities::default(),
+            on_crash: None,
+            on_exec_failure: None,
+            on_startup: None,
+            on_liveness: None,
+            on_resource: None,
+            startup_grace: Span::from_secs(120),
+            sustained_violation: Span::from_secs(300),
+            spike_tolerance: Span::from_secs(30),
+        }
+    }
 }
 
 impl Restart {
@@ -123,7 +148,7 @@ impl Profile {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Severities {
-    /// Perhaps not bad: a soft threshold was exceeded, or nobody saw how it ended.
+    /// Perhaps not bad: nobody saw how it ended.
     pub warning: f64,
     /// It failed.
     pub critical: f64,

@@ -83,7 +83,7 @@ pub(super) fn verdict(spec: &ProcessSpec, status: &InstanceStatus) -> Option<Ver
         let status = probes.get(kind).filter(|status| status.verdict == Health::Failed)?;
         let said = if status.output.is_empty() { String::new() } else { format!(": {}", status.output) };
         let message = format!("{} probe failed, {} in a row{said}", kind.name(), status.failures);
-        Some(Verdict { attempt: probes.attempt, cause, severity: Severity::Critical, message })
+        Some(Verdict { attempt: probes.attempt, cause, severity: Severity::Critical, message, violation: None })
     };
     failed(ProbeKind::Startup, EndCause::Startup).or_else(|| {
         if pending(spec, probes, ProbeKind::Startup) { None } else { failed(ProbeKind::Liveness, EndCause::Liveness) }

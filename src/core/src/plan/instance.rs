@@ -8,10 +8,12 @@ use crate::breaker::{self, Change};
 use crate::kinds::WhenBlocked;
 use crate::kinds::{
     Condition, EndCause, EndCount, Exit, ExitStatus, FallbackSince, HistoryEntry, Identity, Instance, InstanceStatus,
-    Phase, ProbesStatus, RestartPolicy, Severity, StopReason, Stopping, Truth, Verdict, set_condition,
+    Limits, Phase, ProbesStatus, RestartPolicy, Severity, StopReason, Stopping, Truth, Verdict, Violation,
+    ViolationPolicy, set_condition,
 };
 use crate::limits::{self, EnforcedLimit};
 use crate::plan::output::{self, Output};
+use crate::plan::resources::{self, Levels};
 use crate::plan::{Note, health};
 use crate::time::{Span, Timestamp};
 use crate::{kinds, restart, signal};
@@ -39,12 +41,14 @@ pub struct Observed {
     pub verdict: Option<Box<Verdict>>,
     /// What the probes have found; nothing before the first verdict since the controller began.
     pub probes: Option<Box<ProbesStatus>>,
+    /// What the samples of usage say of the thresholds; nothing before the first that exceeds one.
+    pub levels: Option<Box<Levels>>,
     /// The attempts in custody, by rising number.
     pub attempts: Vec<Attempt>,
     /// What custody says of the log.
     pub output: Output,
-    /// The generation whose limits custody was asked to put into effect last.
-    pub limited: u64,
+    /// The limits that custody was asked to put into effect last, other than those it was started with.
+    pub limited: Option<Box<Limits>>,
     /// The ConfigMap or Secret that a start has to wait for.
     pub config_missing: Option<Box<str>>,
 }
@@ -222,6 +226,8 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// What to tell.
     pub notes: Vec<Note>,
+    /// What to write to the daemon's log, and tell nobody.
+    pub log: Vec<Note>,
     /// When to look again if nothing happens before.
     pub wake_at: Option<Timestamp>,
 }
@@ -240,7 +246,13 @@ pub fn plan(instance: &Instance, observed: &Observed, now: Timestamp) -> Plan {
         instance,
         observed,
         now,
-        plan: Plan { status: instance.status.clone(), actions: Vec::new(), notes: Vec::new(), wake_at: None },
+        plan: Plan {
+            status: instance.status.clone(),
+            actions: Vec::new(),
+            notes: Vec::new(),
+            log: Vec::new(),
+            wake_at: None,
+        },
     };
     if observed.synced {
         planner.decide();
@@ -255,6 +267,7 @@ struct End<'a> {
     severity: Severity,
     at: Timestamp,
     error: Option<&'a StartError>,
+    violation: Option<Violation>,
     story: String,
 }
 
@@ -298,6 +311,7 @@ impl Planner<'_> {
             set_condition(&mut status.conditions, condition, self.now);
         }
         health::publish(&self.instance.spec.template, status, self.now);
+        resources::publish(&self.instance.spec.template, status, self.now);
         let drops = self.instance.spec.template.logs.when_blocked == WhenBlocked::Drop;
         let note = output::publish(status, &observed.output, drops, self.now);
         self.plan.notes.extend(note);
@@ -326,6 +340,7 @@ impl Planner<'_> {
         let status = &mut self.plan.status;
         status.ended_attempt = attempt.number;
         status.pid = None;
+        resources::ended(status);
         if attempt.identity.is_some() {
             status.identity.clone_from(&attempt.identity);
         }
@@ -339,6 +354,8 @@ impl Planner<'_> {
         });
         let stopping = status.stopping.take();
         let (cause, severity, story) = judge(&exit, error, attempt.oom_killed, stopping.as_ref());
+        let violation =
+            stopping.as_ref().and_then(|stopping| stopping.verdict.as_ref()).and_then(|verdict| verdict.violation);
         let asked = stopping.filter(|stopping| stopping.reason.is_asked());
         if let Some(stopping) = asked {
             self.enter_at(Phase::Stopped, stopping.reason.name(), story, at);
@@ -354,7 +371,7 @@ impl Planner<'_> {
                 self.plan.status.done = true;
             }
         } else {
-            self.ended_by_itself(attempt, End { exit, cause, severity, at, error, story });
+            self.ended_by_itself(attempt, End { exit, cause, severity, at, error, violation, story });
         }
     }
 
@@ -369,7 +386,7 @@ impl Planner<'_> {
 
     /// Policy: what follows an end that nobody asked for.
     fn ended_by_itself(&mut self, attempt: &Attempt, end: End<'_>) {
-        let End { exit, cause, severity, at, error, story } = end;
+        let End { exit, cause, severity, at, error, violation, story } = end;
         // What was being stopped already had its reason before.
         let oom_killed = attempt.oom_killed && severity == Severity::Emergency;
         let template = &self.instance.spec.template;
@@ -414,7 +431,13 @@ impl Planner<'_> {
             RestartPolicy::OnFailure => !success,
             RestartPolicy::Never => false,
         };
-        let terminal = error.is_some_and(|error| !error.kind.is_retryable());
+        if let Some(Violation { resource, policy: ViolationPolicy::RestartAdjusted }) = violation {
+            let percent = status.resources.get_or_insert_default().adjust(resource);
+            let message = format!("levels and limit of {} are now {percent}% of what is declared", resource.name());
+            self.plan.notes.push(Note::normal("Adjusted", message));
+        }
+        let terminal = error.is_some_and(|error| !error.kind.is_retryable())
+            || violation.is_some_and(|violation| !violation.policy.restarts());
         let gave_up = rules.backoff.max_retries.is_some_and(|most| failures > most);
         if !again || terminal || gave_up {
             status.done = true;
@@ -462,6 +485,7 @@ impl Planner<'_> {
             self.plan.notes.push(Note::normal("Started", format!("pid {pid}, attempt {}", attempt.number)));
         }
         self.take_probes(attempt);
+        self.take_levels(attempt);
         let reason = match (want, &attempt.state) {
             (Want::Gone, _) => Some(StopReason::Deleted),
             (Want::Stop, _) if self.instance.spec.stopped_at.is_some() => Some(StopReason::Stopped),
@@ -483,14 +507,15 @@ impl Planner<'_> {
 
     /// Publishes which limits are enforced, and by what.
     fn report_limits(&mut self, attempt: &Attempt) {
+        let wanted = self.limits();
         let conditions = &mut self.plan.status.conditions;
-        let Some(wanted) = self.instance.spec.template.limits() else {
+        let Some(wanted) = wanted else {
             if attempt.limits.is_none() {
                 conditions.retain(|condition| condition.kind != limits::CONDITION);
             }
             return;
         };
-        let condition = limits::condition(wanted, attempt.limits.as_deref().unwrap_or_default());
+        let condition = limits::condition(&wanted, attempt.limits.as_deref().unwrap_or_default());
         let before = conditions.iter().find(|other| other.kind == condition.kind).map(|other| other.status);
         if condition.status != Truth::True && before != Some(condition.status) {
             self.plan.notes.push(Note::warning("LimitsNotEnforced", condition.message.clone()));
@@ -500,19 +525,26 @@ impl Planner<'_> {
 
     /// Has limits take effect that changed since this attempt was started.
     fn limit(&mut self, attempt: &Attempt) {
-        let generation = self.instance.metadata.generation;
-        if let (Some(wanted), Some(known)) = (self.instance.spec.template.limits(), &attempt.limits)
-            && self.observed.limited != generation
-            && limits::differ(wanted, known)
+        if let (Some(wanted), Some(known)) = (self.limits(), &attempt.limits)
+            && self.observed.limited.as_deref() != Some(&wanted)
+            && limits::differ(&wanted, known)
         {
             self.plan.actions.push(Action::Limit { attempt: attempt.number });
         }
     }
 
+    /// The limits that hold now.
+    fn limits(&self) -> Option<Limits> {
+        self.instance.spec.template.limits_in_effect(self.plan.status.resources.as_deref())
+    }
+
     /// What ends this attempt although nobody asked for it.
     fn verdict(&self, attempt: &Attempt) -> Option<Verdict> {
         let observed = self.observed.verdict.as_deref().filter(|verdict| verdict.attempt == attempt.number);
-        observed.cloned().or_else(|| health::verdict(&self.instance.spec.template, &self.plan.status))
+        let template = &self.instance.spec.template;
+        let status = &self.plan.status;
+        let found = observed.cloned().or_else(|| health::verdict(template, status));
+        found.or_else(|| resources::verdict(template, status, self.now))
     }
 
     /// Publishes what the probes have found of an attempt. What is known from before a restart of the controller stands
@@ -532,6 +564,20 @@ impl Planner<'_> {
             self.plan.notes.extend(health::notes(&known.unwrap_or_default(), found));
         }
         self.plan.status.probes = found;
+    }
+
+    /// Publishes what the samples of an attempt say of the thresholds, likewise.
+    fn take_levels(&mut self, attempt: &Attempt) {
+        let known = self.plan.status.resources.take();
+        if self.plan.status.fallback.is_some() {
+            // They are about the command that was given up.
+            return;
+        }
+        let template = &self.instance.spec.template;
+        let found = resources::take(template, attempt.number, known, self.observed.levels.as_deref(), self.now);
+        self.plan.status.resources = found.status;
+        self.plan.notes.extend(found.notes);
+        self.plan.log.extend(found.log);
     }
 
     fn run(&mut self) {
@@ -559,11 +605,13 @@ impl Planner<'_> {
         let template = &self.instance.spec.template;
         let metadata = &self.instance.metadata;
         let now = self.now;
+        let verdict = self.verdict(attempt).filter(|verdict| reason == Some(StopReason::of(verdict.cause)));
+        let policy = verdict.as_ref().and_then(|verdict| verdict.violation).map(|violation| violation.policy);
         let grace = match metadata.deletion_grace_period_seconds {
             Some(seconds) if metadata.is_deleting() => Span::from_secs(seconds),
+            _ if policy == Some(ViolationPolicy::Kill) => Span::ZERO,
             _ => template.stop.grace_period,
         };
-        let verdict = self.verdict(attempt).filter(|verdict| reason == Some(StopReason::of(verdict.cause)));
         let status = &mut self.plan.status;
         let begun = status.stopping.is_some();
         let stopping = status.stopping.get_or_insert_with(|| Stopping {
@@ -693,8 +741,10 @@ impl Planner<'_> {
             self.forgive();
         }
         let status = &mut self.plan.status;
+        // What was ended for good by a threshold is not to run in another way.
         let given_up = status.done
             && status.phase == Phase::Failed
+            && status.reason != StopReason::ResourceViolation.name()
             && spec.template.restart_policy != RestartPolicy::Never
             && spec.template.fallback.is_some();
         if given_up && status.fallback.is_none() {
@@ -782,6 +832,7 @@ impl Planner<'_> {
         let status = &mut self.plan.status;
         forget_ends(status);
         status.fallback = None;
+        status.resources = None;
         status.done = false;
         status.next_start_at = None;
     }

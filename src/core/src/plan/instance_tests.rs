@@ -9,6 +9,8 @@ use crate::meta::Metadata;
 
 #[path = "restart_tests.rs"]
 mod restarts;
+#[path = "thresholds_tests.rs"]
+mod thresholds;
 
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_micros(millis * 1000)
@@ -103,6 +105,7 @@ impl World {
                 assert!(self.observed.attempts.iter().all(|held| held.state.is_over()), "a second copy");
                 assert!(self.spawned.iter().all(|(number, _)| *number < attempt), "a number used twice");
                 self.spawned.push((attempt, self.now));
+                self.observed.limited = None;
                 let identity = Identity { boot_id: "b".to_owned(), pid: 100 + attempt as i32, start_time: attempt };
                 self.observed.attempts.push(Attempt {
                     number: attempt,
@@ -114,7 +117,9 @@ impl World {
                 });
             }
             Action::Limit { attempt } => {
-                self.observed.limited = self.instance.metadata.generation;
+                let status = &self.instance.status;
+                let limits = self.instance.spec.template.limits_in_effect(status.resources.as_deref());
+                self.observed.limited = limits.map(Box::new);
                 self.limited.push(attempt);
             }
             Action::Signal { attempt, signal } => {
@@ -145,7 +150,7 @@ impl World {
     fn condemn(&mut self, cause: EndCause, severity: Severity) {
         let attempt = self.observed.attempts.last().expect("something runs").number;
         let message = "it does not work".to_owned();
-        self.observed.verdict = Some(Box::new(Verdict { attempt, cause, severity, message }));
+        self.observed.verdict = Some(Box::new(Verdict { attempt, cause, severity, message, violation: None }));
         self.settle();
         assert_eq!(self.phase(), (Phase::Stopping, StopReason::of(cause).name()));
         self.end(ExitStatus::Code(0));
@@ -387,7 +392,8 @@ fn a_stop_by_hand_takes_precedence_over_a_verdict() {
     let mut world = World::new(&json!({}));
     world.settle();
     let message = "it does not work".to_owned();
-    let verdict = Verdict { attempt: 1, cause: EndCause::Liveness, severity: Severity::Critical, message };
+    let verdict =
+        Verdict { attempt: 1, cause: EndCause::Liveness, severity: Severity::Critical, message, violation: None };
     world.observed.verdict = Some(Box::new(verdict));
     world.settle();
     world.instance.spec.stopped_at = Some(world.now);

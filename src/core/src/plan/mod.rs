@@ -10,6 +10,7 @@ pub mod instance;
 pub mod job;
 pub mod output;
 pub mod process;
+pub mod resources;
 mod rollout;
 
 use crate::kinds::EventType;

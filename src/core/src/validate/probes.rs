@@ -4,7 +4,7 @@ use super::Findings;
 use crate::kinds::{Check, HttpGet, PortRef, Probe, ProbeKind, ProcessSpec};
 use crate::time::Span;
 
-const CHECKS: &str = "httpGet, tcpSocket, grpc, exec, logLine, notify, process";
+const CHECKS: &str = "httpGet, tcpSocket, grpc, exec, logLine, notify, resources, process";
 
 /// Checks one probe of a spec.
 pub(super) fn check(spec: &ProcessSpec, kind: ProbeKind, probe: &Probe, found: &mut Findings) {
@@ -77,6 +77,11 @@ fn target(spec: &ProcessSpec, check: Check<'_>, field: &dyn Fn(&str) -> String, 
         Check::Notify(notify) => {
             if notify.watchdog.is_some_and(|watchdog| watchdog < Span::from_millis(100)) {
                 found.add(field("watchdog"), "at least 100ms");
+            }
+        }
+        Check::Resources(resources) => {
+            if resources.iter().next().is_none() {
+                found.add(field("memory"), "one of memory, cpu, processes, threads and openFiles is needed");
             }
         }
         Check::Process(_) => {}

@@ -77,7 +77,7 @@ impl<D: Driver> Controller<D> {
             observed.starting = None;
             observed.signalled = None;
             observed.killed = None;
-            observed.limited = 0;
+            observed.limited = None;
             observed.attempts.clear();
             entry.forget.clear();
         }

@@ -83,8 +83,12 @@ impl<D: Driver> Controller<D> {
         for action in plan.actions {
             self.act_on(id, &action, now, &span);
         }
+        for note in plan.log {
+            warn!(instance = %id, reason = note.reason, message = note.message, "threshold");
+        }
         self.tell(id, plan.notes, now);
         self.probe(id, now);
+        self.watch_usage(id, now);
     }
 
     /// What ConfigMaps and Secrets give an instance now.
@@ -103,6 +107,7 @@ impl<D: Driver> Controller<D> {
             Ok(mut command) => {
                 spawn::let_speak(&mut command, &entry.object.spec.template, &self.prober);
                 entry.observed.starting = Some(attempt);
+                entry.observed.limited = None;
                 self.driver.submit(command.into());
             }
             Err(error) => {
@@ -124,8 +129,10 @@ impl<D: Driver> Controller<D> {
             }
             Action::Spawn { attempt } => self.spawn(id, attempt, now, traceparent(&span)),
             Action::Limit { attempt } => {
-                entry.observed.limited = entry.object.metadata.generation;
-                let limits = spawn::limits(&entry.object.spec.template);
+                let status = &entry.object.status;
+                let limits = entry.object.spec.template.limits_in_effect(status.resources.as_deref());
+                entry.observed.limited = limits.map(Box::new);
+                let limits = spawn::limits(&entry.object);
                 self.driver.submit(wire::SetLimits { id: uid, attempt, limits }.into());
             }
             Action::Signal { attempt, signal } => {

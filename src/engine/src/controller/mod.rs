@@ -10,6 +10,7 @@ mod observer;
 mod processes;
 mod recorder;
 mod recovery;
+mod thresholds;
 mod world;
 mod writer;
 
@@ -34,7 +35,7 @@ use self::writer::{Outcome, Writer};
 use crate::clock::Clock;
 use crate::driver::Driver;
 use crate::queue::Queue;
-use crate::usage::Sampler;
+use crate::usage::{Crossing, Sampler};
 use crate::vault::Vault;
 
 /// An object that needs a look. Carries no event.
@@ -115,6 +116,9 @@ pub struct Controller<D> {
     sampler: Sampler,
     prober: Prober,
     probed: mpsc::UnboundedReceiver<Report>,
+    /// Handed to the sampler, which answers by it.
+    crossings: mpsc::UnboundedSender<Crossing>,
+    crossed: mpsc::UnboundedReceiver<Crossing>,
     queue: Queue<Request>,
     world: World,
     writer: Writer,
@@ -144,6 +148,7 @@ enum Woken {
     Changed(Kind, Result<Vec<ostler_store::Event>, WatchEnded>),
     Written(Outcome),
     Probed(Vec<Report>),
+    Crossed(Vec<Crossing>),
     Command(Option<Command>),
     Tuned,
     Time,
@@ -154,7 +159,9 @@ impl<D: Driver> Controller<D> {
     /// Recovers everything the store knows, and prepares to run. The handle is for the API.
     pub async fn new(start: Start<D>) -> Result<(Self, Handle), StartFailed> {
         let (sender, commands) = mpsc::channel(256);
-        let (prober, probed) = Prober::start(start.probes);
+        let (prober, probed) =
+            Prober::start(ostler_probe::Settings { usage: Some(Arc::new(start.sampler.clone())), ..start.probes });
+        let (crossings, crossed) = mpsc::unbounded_channel();
         let vault = Arc::new(Vault::new(start.options.state_dir.join("secret.key")));
         let recovery::Recovered { world, processes, jobs, cronjobs, namespaces, config_maps, secrets } =
             recovery::recover(&start.store, &start.clock).await?;
@@ -169,6 +176,8 @@ impl<D: Driver> Controller<D> {
             sampler: start.sampler.clone(),
             prober,
             probed,
+            crossings,
+            crossed,
             queue: Queue::new(),
             world,
             custody: custody::Custody::default(),
@@ -217,7 +226,8 @@ impl<D: Driver> Controller<D> {
                 events = self.cronjobs.next() => Woken::Changed(Kind::CronJob, events),
                 events = self.namespaces.next() => Woken::Changed(Kind::Namespace, events),
                 outcome = self.writer.next() => Woken::Written(outcome),
-                reports = reports(&mut self.probed) => Woken::Probed(reports),
+                reports = all(&mut self.probed) => Woken::Probed(reports),
+                crossings = all(&mut self.crossed) => Woken::Crossed(crossings),
                 command = self.commands.recv() => Woken::Command(command),
                 _ = ticks.tick() => {
                     self.tick();
@@ -231,6 +241,7 @@ impl<D: Driver> Controller<D> {
                 Woken::Driver(events) => self.take_custody_events(events),
                 Woken::Written(outcome) => self.take_outcome(outcome),
                 Woken::Probed(reports) => self.take_reports(reports),
+                Woken::Crossed(crossings) => self.take_crossings(crossings),
                 Woken::Command(Some(command)) => self.take_command(command),
                 // Every handle is gone: the API has ended, and with it the daemon.
                 Woken::Command(None) => self.begin_end(commands::Ending::leaving()),
@@ -328,14 +339,14 @@ impl<D: Driver> Controller<D> {
     }
 }
 
-/// What the probes have found since the last look. Cancel-safe.
-async fn reports(probed: &mut mpsc::UnboundedReceiver<Report>) -> Vec<Report> {
-    let mut reports = Vec::new();
-    if probed.recv_many(&mut reports, SLICE).await == 0 {
-        // The prober ends with the handle that the loop holds.
+/// What has come in since the last look. Cancel-safe.
+async fn all<T>(from: &mut mpsc::UnboundedReceiver<T>) -> Vec<T> {
+    let mut news = Vec::new();
+    if from.recv_many(&mut news, SLICE).await == 0 {
+        // Who sends ends with the handle that the loop holds.
         std::future::pending::<()>().await;
     }
-    reports
+    news
 }
 
 /// How long after an instance changed its Process is looked at: a burst of changes shares a look, whose cost grows with

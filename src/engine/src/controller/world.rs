@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use super::Request;
 use super::config::Held;
 use super::health::Probing;
+use super::thresholds::Watching;
 
 /// `namespace/name`; for namespaces `/name`.
 pub(crate) type Id = Arc<str>;
@@ -72,6 +73,8 @@ pub(crate) struct InstanceEntry {
     pub(crate) removing: bool,
     /// The attempt whose probes run.
     pub(crate) probing: Option<Box<Probing>>,
+    /// The attempt whose usage is compared with thresholds.
+    pub(crate) watching: Option<Box<Watching>>,
     /// Absolute path of the cgroup of the current attempt, when there is one.
     pub(crate) cgroup: Option<Box<str>>,
 }
@@ -88,6 +91,7 @@ impl InstanceEntry {
             forget: Vec::new(),
             removing: false,
             probing: None,
+            watching: None,
             cgroup: None,
         }
     }

@@ -4,18 +4,25 @@
 //! must not. Trees are those of the keeper: its cgroup if there is one, else session and descent.
 
 mod read;
+mod watch;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use ostler_core::Timestamp;
+use ostler_core::kinds::Exceeded;
 use ostler_core::usage::{History, Io, Network, Usage};
+use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::oneshot;
 
 use self::read::{Budget, Held, Stat};
+pub(crate) use self::watch::Order;
+use self::watch::Watched;
 use crate::clock::wall;
 
 /// An instance by `namespace/name`.
@@ -32,7 +39,12 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(10), descriptors: 4096 }
+        // Sockets, logs and probes need some, too.
+        let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / 4;
+        Self {
+            interval: ostler_core::kinds::Resources::INTERVAL.to_std(),
+            descriptors: usize::try_from(most).unwrap_or(usize::MAX).min(4096),
+        }
     }
 }
 
@@ -65,6 +77,21 @@ pub struct Cost {
     pub samples: u64,
     /// CPU time of the sampling thread, nanoseconds.
     pub cpu_time: u64,
+    /// Looks at every process of the machine, for trees that no cgroup holds together.
+    pub scans: u64,
+}
+
+/// What is used of something has come to exceed a level, or does no more, or has for too long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Crossing {
+    /// The instance.
+    pub(crate) id: Id,
+    /// Number of the attempt.
+    pub(crate) attempt: u64,
+    /// Everything of which more is used than a level.
+    pub(crate) exceeded: Vec<Exceeded>,
+    /// Thousandths of a core that it uses.
+    pub(crate) cpu: Option<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -72,6 +99,7 @@ struct Board {
     samples: Mutex<HashMap<Id, Sample>>,
     taken: AtomicU64,
     spent: AtomicU64,
+    scans: AtomicU64,
 }
 
 impl Board {
@@ -85,6 +113,8 @@ enum Message {
     Track(Id, Target),
     /// With the leader's pid; none: whatever it is.
     Untrack(Id, Option<i32>),
+    /// With thresholds to compare with, or none any more.
+    Watch(Id, Option<Box<Order>>),
     Refresh(Vec<Id>, oneshot::Sender<()>),
     Pss(Vec<Id>, oneshot::Sender<HashMap<Id, u64>>),
 }
@@ -129,6 +159,11 @@ impl Sampler {
         self.send(Message::Untrack(id, leader));
     }
 
+    /// Compares the usage of the instance with thresholds from now on, or no more.
+    pub(crate) fn watch(&self, id: Id, order: Option<Box<Order>>) {
+        self.send(Message::Watch(id, order));
+    }
+
     /// The latest of an instance; none while it does not run, and before its first sample.
     pub fn get(&self, id: &str) -> Option<Sample> {
         self.board.samples().get(id).cloned()
@@ -156,7 +191,20 @@ impl Sampler {
 
     /// What sampling has cost so far.
     pub fn cost(&self) -> Cost {
-        Cost { samples: self.board.taken.load(Ordering::Relaxed), cpu_time: self.board.spent.load(Ordering::Relaxed) }
+        Cost {
+            samples: self.board.taken.load(Ordering::Relaxed),
+            cpu_time: self.board.spent.load(Ordering::Relaxed),
+            scans: self.board.scans.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl ostler_probe::UsageSource for Sampler {
+    fn usage(&self, id: Id) -> Pin<Box<dyn Future<Output = Option<Usage>> + Send + '_>> {
+        Box::pin(async move {
+            self.refresh(vec![Arc::clone(&id)]).await;
+            Some(self.get(&id)?.usage)
+        })
     }
 }
 
@@ -172,7 +220,10 @@ const NETWORK: u8 = 60;
 /// A tree, and the files about it that are held open.
 struct Tracked {
     target: Target,
+    /// The first of its slots.
     slot: u8,
+    /// From one of its slots to the next.
+    step: u8,
     count: u8,
     /// Has it groups below its own?
     is_nested: bool,
@@ -183,9 +234,14 @@ struct Tracked {
     cpu_time: u64,
     /// CPU time of its group beyond that of its living processes, nanoseconds, when that was compared last.
     gone: i64,
+    watched: Option<Box<Watched>>,
 }
 
 impl Tracked {
+    fn slots(&self) -> impl Iterator<Item = usize> + use<> {
+        (usize::from(self.slot)..SLOTS).step_by(self.step.into())
+    }
+
     fn close(&mut self, budget: &Budget) {
         self.procs.close(budget);
         for (_, stat) in &mut self.stats {
@@ -208,6 +264,8 @@ struct Worker {
     page: u64,
     /// Every process of the machine, for trees without a cgroup.
     everyone: Option<(Instant, Vec<(i32, Stat)>)>,
+    /// A moment, by two clocks: times of samples must not jump with the one on the wall.
+    began: (Instant, Timestamp),
 }
 
 impl Worker {
@@ -224,6 +282,7 @@ impl Worker {
             tick: 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1),
             page: rustix::param::page_size() as u64,
             everyone: None,
+            began: (Instant::now(), wall()),
         }
     }
 
@@ -273,13 +332,16 @@ impl Worker {
                     self.untrack(&id);
                 }
             }
+            Message::Watch(id, order) => self.watch(&id, order),
             Message::Refresh(ids, done) => {
+                self.everyone = None;
                 for id in ids {
                     self.sample(&id, true);
                 }
                 let _ = done.send(());
             }
             Message::Pss(ids, answer) => {
+                self.everyone = None;
                 let found = ids.into_iter().filter_map(|id| Some((self.pss(&id)?, id))).map(|(pss, id)| (id, pss));
                 let _ = answer.send(found.collect());
             }
@@ -293,11 +355,10 @@ impl Worker {
             }
             self.untrack(&id);
         }
-        let slot = (0..SLOTS).min_by_key(|slot| self.slots[*slot].len()).unwrap_or(0);
-        self.slots[slot].push(Arc::clone(&id));
-        let tracked = Tracked {
+        let mut tracked = Tracked {
             target,
-            slot: slot as u8,
+            slot: 0,
+            step: 0,
             count: 0,
             is_nested: false,
             procs: Held::default(),
@@ -305,14 +366,50 @@ impl Worker {
             base: None,
             cpu_time: 0,
             gone: 0,
+            watched: None,
         };
+        self.give_slots(&id, &mut tracked, SLOTS);
         self.tracked.insert(id, tracked);
+    }
+
+    /// Has it sampled in every `step`th slot, the emptiest ones.
+    fn give_slots(&mut self, id: &Id, tracked: &mut Tracked, step: usize) {
+        let slot = (0..step).min_by_key(|slot| self.slots[*slot].len()).unwrap_or(0);
+        (tracked.slot, tracked.step) = (slot as u8, step as u8);
+        for slot in tracked.slots() {
+            self.slots[slot].push(Arc::clone(id));
+        }
+    }
+
+    fn take_slots(&mut self, id: &Id, tracked: &Tracked) {
+        for slot in tracked.slots() {
+            self.slots[slot].retain(|other| other != id);
+        }
+    }
+
+    fn watch(&mut self, id: &Id, order: Option<Box<Order>>) {
+        let Some(mut tracked) = self.tracked.remove(id) else { return };
+        let order = order.filter(|order| order.leader == tracked.target.pid);
+        let step = order.as_ref().map_or(SLOTS, |order| watch::step(order.interval, self.pause));
+        if step != usize::from(tracked.step) {
+            self.take_slots(id, &tracked);
+            self.give_slots(id, &mut tracked, step);
+        }
+        let now = self.steady(Instant::now());
+        tracked.watched = order.map(|order| Box::new(Watched::new(*order, now)));
+        self.tracked.insert(Arc::clone(id), tracked);
+    }
+
+    /// A time that nobody sets.
+    fn steady(&self, at: Instant) -> Timestamp {
+        let (instant, wall) = self.began;
+        wall + ostler_core::Span::from_micros(at.saturating_duration_since(instant).as_micros() as u64)
     }
 
     fn untrack(&mut self, id: &Id) {
         if let Some(mut tracked) = self.tracked.remove(id) {
             tracked.close(&self.budget);
-            self.slots[usize::from(tracked.slot)].retain(|other| other != id);
+            self.take_slots(id, &tracked);
         }
         let mut samples = self.board.samples();
         samples.remove(id);
@@ -324,7 +421,8 @@ impl Worker {
     /// Takes a sample; false when the instance is not tracked.
     fn sample(&mut self, id: &Id, thorough: bool) -> bool {
         let Some(mut tracked) = self.tracked.remove(id) else { return false };
-        let thorough = thorough || tracked.count.is_multiple_of(THOROUGH);
+        let needs_files = tracked.watched.as_ref().is_some_and(|watched| watched.counts_files);
+        let thorough = thorough || needs_files || tracked.count.is_multiple_of(THOROUGH);
         self.look(id, &mut tracked, thorough);
         tracked.count = (tracked.count + 1) % NETWORK;
         self.tracked.insert(Arc::clone(id), tracked);
@@ -410,6 +508,8 @@ impl Worker {
             usage.open_files = sample.usage.open_files;
             usage.io = sample.usage.io;
         }
+        // Two looks in quick succession tell no rate.
+        usage.cpu = usage.cpu.or(sample.usage.cpu);
         usage.network = match sample.usage.network {
             // A program can enter another namespace, but hardly ever does after its beginning.
             Network::Unsupported if !thorough || tracked.count >= 2 * THOROUGH => Network::Unsupported,
@@ -421,7 +521,12 @@ impl Worker {
         // Storage traffic of processes that are gone stays in the sum.
         usage.io = later(sample.usage.io, usage.io);
         sample.history.push(usage.at, usage.cpu.unwrap_or(0), usage.rss);
-        sample.usage = usage;
+        sample.usage = usage.clone();
+        drop(samples);
+        let now = self.steady(instant);
+        if let Some(watched) = &mut tracked.watched {
+            watched.take(id, &usage, now);
+        }
     }
 
     /// The rate over at least half an interval, so that being looked at more often does not make it jump.
@@ -448,9 +553,14 @@ impl Worker {
         let Target { pid, start_time, cgroup } = &tracked.target;
         if cgroup.is_empty() {
             let now = Instant::now();
-            let fresh = self.everyone.as_ref().is_some_and(|(at, _)| now < *at + self.pause * (SLOTS as u32 / 4));
-            if !fresh || thorough {
+            // One look at everybody serves all trees for a while; one that is not in it may have begun since.
+            let fresh = self.everyone.as_ref().is_some_and(|(at, all)| {
+                let patience = if all.iter().any(|(number, _)| number == pid) { SLOTS as u32 / 2 } else { 4 };
+                now < *at + self.pause * patience
+            });
+            if !fresh {
                 self.everyone = Some((now, read::everyone(&mut self.buffer)));
+                self.board.scans.fetch_add(1, Ordering::Relaxed);
             }
             // The family of another process that has the number now is not ours.
             let is_recycled =
@@ -572,6 +682,58 @@ mod tests {
         sampler.refresh(Vec::new()).await;
         assert!(sampler.get(&web).is_none() && sampler.all().is_empty());
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_look_at_everybody_serves_all_trees_without_a_cgroup() {
+        let sampler = Sampler::start(Settings::default()).unwrap();
+        let trees: Vec<_> = (0..20).map(|_| Killed(Command::new("sleep").arg("1000").spawn().unwrap())).collect();
+        let ids: Vec<Id> = (0..trees.len()).map(|index| id(&format!("web-{index}"))).collect();
+        for (id, tree) in ids.iter().zip(&trees) {
+            sampler.track(Arc::clone(id), target(tree.0.id().cast_signed()));
+        }
+        sampler.refresh(ids).await;
+        assert_eq!(sampler.all().len(), trees.len());
+        // One for the refresh, and one that was due before it.
+        assert!(sampler.cost().scans <= 3, "{:?}", sampler.cost());
+    }
+
+    #[tokio::test]
+    async fn thresholds_are_told_of_when_they_are_crossed_and_not_at_every_sample() {
+        let sampler = Sampler::start(Settings { interval: Duration::from_millis(200), descriptors: 16 }).unwrap();
+        let tree = Killed(Command::new("sleep").arg("1000").spawn().unwrap());
+        let leader = tree.0.id().cast_signed();
+        sampler.track(id("web-0"), target(leader));
+        let spec = serde_json::json!({"command": ["x"], "resources": {"thresholds": {
+            "processes": {"critical": 0, "policy": "Log", "for": "0s"}, "openFiles": {"warning": 1}}},
+            "restart": {"startupGrace": "0s", "spikeTolerance": "20ms"}});
+        let spec: ostler_core::kinds::ProcessSpec = serde_json::from_value(spec).unwrap();
+        let rules = ostler_core::threshold::Rules::of(&spec, None).unwrap();
+        let (crossings, mut crossed) = tokio::sync::mpsc::unbounded_channel();
+        let order = |leader| Order {
+            attempt: 3,
+            leader,
+            rules: rules.clone(),
+            interval: Duration::from_millis(10),
+            age: Duration::ZERO,
+            known: Vec::new(),
+            crossings: crossings.clone(),
+        };
+        sampler.watch(id("web-0"), Some(Box::new(order(leader + 1))));
+        sampler.watch(id("web-0"), Some(Box::new(order(leader))));
+        let mut found = Vec::new();
+        while found.len() < 2 {
+            let crossing = tokio::time::timeout(Duration::from_secs(30), crossed.recv()).await.unwrap().unwrap();
+            assert_eq!((&*crossing.id, crossing.attempt), ("default/web-0", 3));
+            found = crossing.exceeded;
+        }
+        assert!(found.iter().any(|exceeded| exceeded.sustained));
+        let before = sampler.cost().samples;
+        while sampler.cost().samples < before + 5 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(crossed.try_recv().is_err(), "told twice");
+        sampler.watch(id("web-0"), None);
     }
 
     #[tokio::test]

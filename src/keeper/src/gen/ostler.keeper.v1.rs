@@ -159,7 +159,7 @@ pub struct Limits {
     /// bytes
     #[prost(uint64, optional, tag = "1")]
     pub memory: ::core::option::Option<u64>,
-    /// thousandths of a core
+    /// thousandths of a core; 0: all of it, and that can be changed
     #[prost(uint32, optional, tag = "2")]
     pub cpu: ::core::option::Option<u32>,
     /// processes and threads
