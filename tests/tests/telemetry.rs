@@ -1,5 +1,6 @@
 //! Metrics, traces and the output of processes, at real receivers: a collector (rotel), Prometheus and its promtool.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -364,6 +365,30 @@ fn prometheus_scrapes_what_happened() {
         let found = value(&metrics, series);
         assert!(found.is_some_and(|found| found >= least), "{series} is {found:?} in\n{metrics}");
     }
+    daemon.ok(&["stop", "process/web"]);
+    let metrics = wait_until("what is documented, and nothing else", || {
+        let metrics = http(port, "/metrics")?;
+        (scraped(&metrics) == documented()).then_some(metrics)
+    });
+    // Each run of a CronJob has a Job with a name of its own; they are one series.
+    daemon.apply(
+        "apiVersion: ostler.dev/v1\nkind: CronJob\nmetadata: {name: tick}\nspec:\n  every: 1s\n  jobTemplate: {spec: {template: {command: ['true'], workingDir: /}}}\n",
+    );
+    wait_until("two runs of one series", || {
+        let metrics = http(port, "/metrics")?;
+        assert!(!metrics.contains("module=\"default/tick-"), "{metrics}");
+        let runs = value(&metrics, "ostler_process_lifetime_seconds_count{module=\"default/tick\"}")?;
+        (runs >= 2.0).then_some(())
+    });
+    daemon.ok(&["delete", "cronjob/tick"]);
+    // What is gone is measured no more, and another controller goes on serving.
+    daemon.ok(&["delete", "process/probed"]);
+    wait_until("the usage to go", || {
+        Some(http(port, "/metrics")?).filter(|metrics| !metrics.contains("ostler_module_memory_bytes{"))
+    });
+    daemon.kill_controller();
+    wait_until("the next controller to serve", || http(port, "/metrics"));
+
     let Some(promtool) = tool("promtool") else {
         return absent("prometheus_scrapes_what_happened", "promtool");
     };
@@ -386,8 +411,26 @@ fn prometheus_scrapes_what_happened() {
     let storage = format!("--storage.tsdb.path={}", daemon.path().join("tsdb").display());
     let _running = Running::start(&prometheus, &[&config, &listen, &storage], daemon.path().join("prometheus.log"));
     wait_until("Prometheus to have scraped", || {
-        http(own, "/api/v1/query?query=ostler_process_restarts_total").filter(|answer| answer.contains("default/web"))
+        http(own, "/api/v1/query?query=ostler_process_memory_bytes").filter(|answer| answer.contains("controller"))
     });
+}
+
+/// Names of our metrics, as a scrape has them.
+fn scraped(metrics: &str) -> BTreeSet<String> {
+    let types = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ostler_")?.split(' ').next());
+    types.map(|name| format!("ostler_{name}")).collect()
+}
+
+/// Names of our metrics, as the tables of the documentation have them.
+fn documented() -> BTreeSet<String> {
+    let text = fs::read_to_string(docs().join("telemetry.md")).unwrap();
+    let first_cells = text.lines().filter_map(|line| line.strip_prefix("| `ostler_")?.split('|').next());
+    let names = first_cells.flat_map(|cell| cell.split(',').map(|name| name.trim().trim_matches('`').to_owned()));
+    names.map(|name| if name.starts_with("ostler_") { name } else { format!("ostler_{name}") }).collect()
+}
+
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
 }
 
 #[test]
@@ -439,7 +482,7 @@ fn a_collector_that_dies_lies_and_returns_stops_nothing() {
     first.kill();
     let lying = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
     daemon.apply_ready(
-        "apiVersion: ostler.dev/v1\nkind: Process\nmetadata: {name: loud}\nspec: {command: [sh, -c, 'yes 0123456789012345678901234567890123456789 | head -c 20000000; echo written >&2; exec sleep 1000'], workingDir: /}\n",
+        "apiVersion: ostler.dev/v1\nkind: Process\nmetadata: {name: loud}\nspec: {command: [sh, -c, 'head -c 20000000 /dev/zero | tr \\\\0 x | fold -w 4000; echo written >&2; exec sleep 1000'], workingDir: /}\n",
     );
     let without = crashes(&daemon, 10);
     wait_until("all of the output to be taken", || {
@@ -502,35 +545,90 @@ fn an_address_that_is_taken_is_told_at_once() {
 }
 
 #[test]
-fn the_alert_rules_are_rules() {
+fn alert_rules_and_dashboard_are_understood_by_prometheus() {
     let Some(promtool) = tool("promtool") else {
-        return absent("the_alert_rules_are_rules", "promtool");
+        return absent("alert_rules_and_dashboard_are_understood_by_prometheus", "promtool");
     };
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
-    let check = Command::new(promtool).args(["check", "rules"]).arg(docs.join("ostler.rules.yaml")).output().unwrap();
-    assert!(
-        check.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&check.stdout),
-        String::from_utf8_lossy(&check.stderr)
-    );
+    // What the dashboard asks for is checked as if it were rules, which promtool knows.
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(docs().join("grafana-dashboard.json")).unwrap()).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    let rules: Vec<serde_json::Value> = targets
+        .enumerate()
+        .map(|(number, target)| serde_json::json!({"record": format!("panel:{number}"), "expr": target["expr"]}))
+        .collect();
+    assert!(rules.len() >= 12, "{rules:?}");
+    let directory = tempfile::tempdir().unwrap();
+    let panels = directory.path().join("panels.yaml");
+    fs::write(&panels, serde_json::json!({"groups": [{"name": "panels", "rules": rules}]}).to_string()).unwrap();
+    for file in [docs().join("ostler.rules.yaml"), panels] {
+        let check = Command::new(&promtool).args(["check", "rules"]).arg(&file).output().unwrap();
+        let said = [check.stdout, check.stderr].concat();
+        assert!(check.status.success(), "{}: {}", file.display(), String::from_utf8_lossy(&said));
+    }
+    // They fire when they should.
+    let tests = directory.path().join("tests.yaml");
+    let rules = docs().join("ostler.rules.yaml").canonicalize().unwrap();
+    fs::write(&tests, RULE_TESTS.replace("RULES", &rules.display().to_string())).unwrap();
+    let check = Command::new(&promtool).args(["test", "rules"]).arg(&tests).output().unwrap();
+    let said = [check.stdout, check.stderr].concat();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&said));
 }
+
+/// For promtool: metrics minute by minute, and which alerts there are then. `web` is restarted every minute, `calm` is
+/// restarted by hand as often.
+const RULE_TESTS: &str = "
+rule_files: [RULES]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'ostler_process_uptime_seconds', values: '0+60x30'}
+      - {series: 'ostler_process_restarts_total{module=\"default/web\",reason=\"Crashed\"}', values: '0+1x30'}
+      - {series: 'ostler_process_restarts_total{module=\"default/calm\",reason=\"Stopped\"}', values: '0+1x30'}
+    alert_rule_test:
+      - {alertname: OstlerDown, eval_time: 20m}
+      - {alertname: OstlerQueueGrows, eval_time: 20m}
+      - alertname: OstlerCrashLoop
+        eval_time: 20m
+        exp_alerts:
+          - exp_labels: {severity: warning, module: default/web}
+            exp_annotations:
+              summary: default/web is restarted again and again
+              description: 10 restarts in 10 minutes; ostler describe tells why.
+  - interval: 1m
+    input_series:
+      - {series: 'ostler_queue_depth', values: '2000x30'}
+    alert_rule_test:
+      - alertname: OstlerDown
+        eval_time: 10m
+        exp_alerts:
+          - exp_labels: {severity: critical}
+            exp_annotations:
+              summary: No metrics from Ostler
+              description: The daemon does not run, or is not scraped. Its processes go on without it.
+      - alertname: OstlerQueueGrows
+        eval_time: 10m
+        exp_alerts:
+          - exp_labels: {severity: warning}
+            exp_annotations:
+              summary: Objects wait for a look for minutes
+              description: The controller does not keep up with what changes.
+";
 
 /// Every metric that rules and dashboard ask for is one that the documentation lists.
 #[test]
 fn rules_and_dashboard_use_documented_metrics() {
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
-    let listed = fs::read_to_string(docs.join("observability.md")).unwrap();
-    let dashboard = fs::read_to_string(docs.join("grafana-dashboard.json")).unwrap();
-    let parsed: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
-    assert!(parsed["panels"].as_array().is_some_and(|panels| panels.len() >= 8));
-    let rules = fs::read_to_string(docs.join("ostler.rules.yaml")).unwrap();
+    let listed = documented();
+    let texts =
+        ["grafana-dashboard.json", "ostler.rules.yaml"].map(|name| fs::read_to_string(docs().join(name)).unwrap());
     let mut used = 0;
-    for text in [dashboard, rules] {
+    for text in texts {
         for word in text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|it| it.starts_with("ostler_"))
         {
             let name = ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
-            assert!(listed.contains(&format!("`{name}`")), "{name} is not in docs/observability.md");
+            assert!(listed.contains(name), "{name} is not in docs/telemetry.md");
             used += 1;
         }
     }

@@ -47,20 +47,21 @@ pub(crate) fn limits(instance: &Instance) -> Option<wire::Limits> {
     })
 }
 
-/// The command that starts `attempt` of an instance, or why that is impossible. `traceparent` is for the process' own
-/// spans.
+/// The command that starts `attempt` of an instance, or why that is impossible. `service` and `traceparent` are for what
+/// the process tells of itself by OpenTelemetry.
 pub(crate) fn command(
     instance: &Instance,
     given: &Resolved,
     attempt: u64,
     now: Timestamp,
+    service: &str,
     traceparent: Option<String>,
 ) -> Result<wire::Spawn, StartError> {
     let spec = &instance.spec.template;
     let identity = identity(spec).map_err(|message| StartError { kind: StartErrorKind::BadUser, message, at: now })?;
     let failed = |kind| move |message| StartError { kind, message, at: now };
-    let Environment { env, hidden } =
-        environment(instance, &identity, given, traceparent).map_err(failed(StartErrorKind::BadEnvironment))?;
+    let Environment { env, hidden } = environment(instance, &identity, given, service, traceparent)
+        .map_err(failed(StartErrorKind::BadEnvironment))?;
     let shown = RefCell::new(None);
     let lookup = |name: &str| {
         if hidden.contains(name) {
@@ -117,7 +118,7 @@ pub(crate) fn surroundings(instance: &Instance, given: &Resolved) -> Result<Surr
         return Ok(Surroundings::default());
     }
     let identity = identity(spec)?;
-    let Environment { env, hidden } = environment(instance, &identity, given, None)?;
+    let Environment { env, hidden } = environment(instance, &identity, given, instance.spec.owner(), None)?;
     Ok(Surroundings {
         env,
         hidden,
@@ -234,6 +235,7 @@ fn environment(
     instance: &Instance,
     identity: &Identity,
     given: &Resolved,
+    service: &str,
     traceparent: Option<String>,
 ) -> Result<Environment, String> {
     let spec = &instance.spec;
@@ -264,7 +266,7 @@ fn environment(
     if let Some(traceparent) = traceparent {
         set("TRACEPARENT", traceparent);
     }
-    set("OTEL_RESOURCE_ATTRIBUTES", resource_attributes(instance));
+    set("OTEL_RESOURCE_ATTRIBUTES", resource_attributes(instance, service));
     for (index, port) in spec.template.ports.iter().enumerate() {
         let Some(number) = spec.ports.get(&port.name) else { continue };
         if index == 0 {
@@ -316,14 +318,11 @@ fn env_file(path: &str, optional: bool) -> Result<Vec<(String, String)>, String>
 }
 
 /// Names the instance in what its process tells of itself by OpenTelemetry. Names and uids need no escaping.
-fn resource_attributes(instance: &Instance) -> String {
+fn resource_attributes(instance: &Instance, service: &str) -> String {
     let metadata = &instance.metadata;
     format!(
-        "service.name={},service.namespace={},service.instance.id={},ostler.instance={}",
-        instance.spec.owner(),
-        metadata.namespace,
-        metadata.uid,
-        metadata.name
+        "service.name={service},service.namespace={},service.instance.id={},ostler.instance={}",
+        metadata.namespace, metadata.uid, metadata.name
     )
 }
 
@@ -403,6 +402,7 @@ mod tests {
             &Resolved::default(),
             7,
             Timestamp::default(),
+            "web",
             Some("00-a-b-01".to_owned()),
         )
         .unwrap();
@@ -423,11 +423,12 @@ mod tests {
     fn nothing_of_our_own_environment_leaks_unless_named() {
         // Cargo sets this for tests.
         assert!(std::env::var("CARGO_MANIFEST_DIR").is_ok());
-        let plain = command(&instance(&json!({"command": ["x"]})), &Resolved::default(), 1, Timestamp::default(), None)
-            .unwrap();
+        let plain =
+            command(&instance(&json!({"command": ["x"]})), &Resolved::default(), 1, Timestamp::default(), "x", None)
+                .unwrap();
         assert!(!env(&plain).contains_key("CARGO_MANIFEST_DIR"));
         let named = json!({"command": ["x"], "inheritEnv": ["CARGO_MANIFEST_DIR", "NOT_SET_ANYWHERE"]});
-        let named = env(&command(&instance(&named), &Resolved::default(), 1, Timestamp::default(), None).unwrap());
+        let named = env(&command(&instance(&named), &Resolved::default(), 1, Timestamp::default(), "x", None).unwrap());
         assert!(named.contains_key("CARGO_MANIFEST_DIR") && !named.contains_key("NOT_SET_ANYWHERE"));
     }
 
@@ -438,6 +439,7 @@ mod tests {
             &Resolved::default(),
             1,
             Timestamp::default(),
+            "x",
             None,
         );
         assert_eq!(error.unwrap_err().kind, StartErrorKind::BadUser);

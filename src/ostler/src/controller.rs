@@ -145,9 +145,6 @@ async fn operate(
         error!(%why, "cannot start a thread; the usage of instances is not known");
         Sampler::off()
     });
-    if let Some(metrics) = ostler_telemetry::metrics() {
-        crate::observe::usage(metrics, &sampler);
-    }
     let probes = ostler_engine::probe::Settings {
         state_dir: shared.state_dir.clone(),
         allow: configured.allow,

@@ -46,7 +46,8 @@ pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
                     return ExitCode::FAILURE;
                 }
             };
-            // The controller binds it, again whenever it is restarted; who typed the address is told here.
+            // The controller binds it, again whenever it is restarted, and goes on without; who chose the address is told
+            // here.
             if let Some(address) = config.metrics_listen
                 && let Err(why) = std::net::TcpListener::bind(address)
             {

@@ -1,6 +1,5 @@
 //! Messages to standard error, and telemetry, of the controller's process.
 
-use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _};
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +8,6 @@ use ostler_config::Config;
 use ostler_core::kinds::ProbeKind;
 use ostler_core::verdict::Outcome;
 use ostler_engine::probe::Meter;
-use ostler_engine::usage::Sampler;
 use ostler_store::Durability;
 use ostler_telemetry::{Metrics, Settings, Telemetry};
 use tracing::warn;
@@ -77,38 +75,6 @@ impl Meter for Checks {
             Outcome::CannotRun(_) => "cannot-run",
         };
         self.0.probed(probe.name(), check, result, took);
-    }
-}
-
-/// What instances use, as it was sampled last: sums by process, so that the number of series does not follow that of
-/// replicas.
-pub(crate) fn usage(metrics: &Metrics, sampler: &Sampler) {
-    let sums = |sampler: &Sampler| {
-        let mut sums: BTreeMap<String, [f64; 4]> = BTreeMap::new();
-        for (id, sample) in sampler.all() {
-            // The ordinal ends the name of an instance.
-            let module = id.rsplit_once('-').map_or(&*id, |(module, _)| module).to_owned();
-            let sum = sums.entry(module).or_default();
-            let usage = &sample.usage;
-            sum[0] += f64::from(usage.cpu.unwrap_or_default()) / 1000.0;
-            sum[1] += usage.rss as f64;
-            sum[2] += f64::from(usage.threads);
-            sum[3] += f64::from(usage.processes);
-        }
-        sums
-    };
-    for (place, name, unit, description) in [
-        (0, "ostler.module.cpu", "{cpu}", "CPUs in use by the instances of a process"),
-        (1, "ostler.module.memory", "By", "Resident memory of the instances of a process"),
-        (2, "ostler.module.threads", "{thread}", "Threads of the instances of a process"),
-        (3, "ostler.module.processes", "{process}", "Operating system processes of the instances of a process"),
-    ] {
-        let sampler = sampler.clone();
-        metrics.observe_gauge(name, unit, description, move |see| {
-            for (module, sum) in sums(&sampler) {
-                see(sum[place], &[("module", &module)]);
-            }
-        });
     }
 }
 

@@ -53,7 +53,7 @@ where
         let span = if service.starts_with("ostler.") && (parent.is_some() || !QUIET.contains(&method)) {
             tracing::info_span!(
                 target: TARGET, parent: None, "api",
-                otel.name = &path[1..], otel.kind = "server", otel.status_code = tracing::field::Empty,
+                otel.name = path.trim_start_matches('/'), otel.kind = "server", otel.status_code = tracing::field::Empty,
                 rpc.system = "grpc", rpc.service = service, rpc.method = method,
                 rpc.grpc.status_code = tracing::field::Empty,
             )

@@ -67,15 +67,6 @@ pub struct Settings {
 /// Why telemetry cannot begin.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address for `/metrics` cannot be had.
-    #[error("cannot serve metrics on {address}; choose another address with --metrics-listen")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
     /// The endpoint of the collector makes no sense.
     #[error("cannot send telemetry to {endpoint}: {why}; give --otlp-endpoint as http://HOST:PORT of a gRPC receiver")]
     Endpoint {
@@ -121,7 +112,8 @@ pub fn parse_endpoint(endpoint: &str) -> Result<String, String> {
     }
 }
 
-/// Starts what `settings` ask for; nothing when they ask for nothing.
+/// Starts what `settings` ask for; nothing when they ask for nothing. An address for metrics that cannot be had is no
+/// error: it is tried again until it can.
 pub fn begin(settings: &Settings) -> Result<Option<Telemetry>, Error> {
     if settings.metrics_listen.is_none() && settings.otlp_endpoint.is_none() {
         return Ok(None);
@@ -139,9 +131,8 @@ pub fn begin(settings: &Settings) -> Result<Option<Telemetry>, Error> {
     let registry = prometheus::Registry::new();
     let meters = meters(settings, &resource, &registry, &health)?;
     if let Some(address) = settings.metrics_listen {
-        let listen = |source| Error::Listen { address, source };
-        let listener = runtime.block_on(http::bind(address)).map_err(listen)?;
-        runtime.spawn(http::serve(listener, registry));
+        let listener = runtime.block_on(http::bind(address));
+        runtime.spawn(http::serve(listener, address, registry, http::Limits::USUAL));
     }
     let (mut tracers, mut tracer, mut loggers, mut records) = (None, None, None, None);
     if let Some(endpoint) = &settings.otlp_endpoint {

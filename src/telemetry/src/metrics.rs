@@ -2,7 +2,7 @@
 //! registered by [`Metrics::observe_gauge`] and [`Metrics::observe_counter`] where the value is known.
 //!
 //! Names are OpenTelemetry's (`ostler.queue.depth`, unit `s`); Prometheus sees `ostler_queue_depth`, `…_seconds`,
-//! `…_total`. docs/observability.md lists all of them. The number of series of each is limited by a view, so a label may
+//! `…_total`. docs/telemetry.md lists all of them. The number of series of each is limited by a view, so a label may
 //! be something that users chose, as the name of a process is.
 
 use std::time::Duration;

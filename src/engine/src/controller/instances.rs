@@ -10,7 +10,7 @@ use ostler_store::{Durability, Expect, Key, Op};
 use ostler_telemetry::traceparent;
 use tracing::{Span, debug, error, warn};
 
-use super::world::{Id, owner_request, runs_of};
+use super::world::{Id, owner_request, runs_of, service_of};
 use super::writer::{Outcome, Ticket};
 use super::{Controller, Request, coalesce, custody};
 use crate::driver::Driver;
@@ -52,7 +52,8 @@ impl<D: Driver> Controller<D> {
                     self.world.processes.get(&owner).map(|process| &process.object.metadata)
                 }
             });
-            self.observer.planned(id, &entry.object, owner.flatten(), &plan)
+            let service = service_of(&self.world.jobs, &entry.object);
+            self.observer.planned(id, &entry.object, owner.flatten(), service, &plan)
         } else {
             Span::none()
         };
@@ -101,7 +102,8 @@ impl<D: Driver> Controller<D> {
 
     fn spawn(&mut self, id: &Id, attempt: u64, now: Timestamp, traceparent: Option<String>) {
         let Some(entry) = self.world.instances.get(id) else { return };
-        let command = spawn::command(&entry.object, &self.given(&entry.object), attempt, now, traceparent);
+        let service = service_of(&self.world.jobs, &entry.object);
+        let command = spawn::command(&entry.object, &self.given(&entry.object), attempt, now, service, traceparent);
         let Some(entry) = self.world.instances.get_mut(id) else { return };
         match command {
             Ok(mut command) => {
@@ -111,8 +113,9 @@ impl<D: Driver> Controller<D> {
                 self.driver.submit(command.into());
             }
             Err(error) => {
-                let state = AttemptState::FailedToStart(error);
-                self.put_attempt(id, Attempt::failed(attempt, now, state));
+                let attempt = Attempt::failed(attempt, now, AttemptState::FailedToStart(error));
+                self.observer.started(id, &attempt);
+                self.put_attempt(id, attempt);
             }
         }
     }

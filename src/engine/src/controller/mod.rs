@@ -1,5 +1,6 @@
 //! The loop: sources enqueue requests, reconcilers look at the world and act.
 
+mod board;
 mod commands;
 mod config;
 mod custody;
@@ -168,7 +169,7 @@ impl<D: Driver> Controller<D> {
         let controller = Self {
             writer: Writer::new(Arc::clone(&start.store)),
             recorder: Recorder::new(Arc::clone(&start.store)),
-            observer: Observer::new(&start.store, &start.options.state_dir),
+            observer: Observer::new(&start.store, &start.sampler, &start.options.state_dir),
             options: start.options,
             store: start.store,
             driver: start.driver,
@@ -271,9 +272,10 @@ impl<D: Driver> Controller<D> {
             }
             Observer::reconciled(kind, began);
         }
-        let watches = [&self.processes, &self.jobs, &self.cronjobs, &self.namespaces];
-        let seen = watches.into_iter().map(ostler_store::Watch::revision).min().unwrap_or_default();
-        self.observer.round(self.queue.len(), seen);
+        let watches = [&self.processes, &self.jobs, &self.cronjobs, &self.namespaces, &self.config_maps, &self.secrets];
+        self.observer.round(self.queue.len(), || {
+            watches.into_iter().map(ostler_store::Watch::revision).min().unwrap_or_default()
+        });
     }
 
     /// How long nothing is due.

@@ -5,10 +5,9 @@
 //! crash, begins a trace of its own that is linked to that of the last request.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
 
 use ostler_core::Metadata;
 use ostler_core::kinds::{
@@ -22,35 +21,12 @@ use tracing::field::Empty;
 use tracing::{Level, Span, info_span};
 
 use super::Request;
+use super::board::Board;
 use super::world::{Id, World, id};
-
-const PHASES: [Phase; 10] = [
-    Phase::Pending,
-    Phase::Starting,
-    Phase::Running,
-    Phase::Stopping,
-    Phase::Stopped,
-    Phase::Failed,
-    Phase::Backoff,
-    Phase::Stuck,
-    Phase::Lost,
-    Phase::Unknown,
-];
+use crate::usage::Sampler;
 
 /// Ends of attempts that are followed in one trace; an instance that crashes on begins another one.
 const ENDS: u8 = 3;
-/// How long a count of the bytes of logs is good for: it takes a look at every log directory.
-const LOGS_FRESH: Duration = Duration::from_secs(10);
-
-/// What telemetry reads when it collects.
-#[derive(Debug, Default)]
-struct Board {
-    queue: AtomicU64,
-    seen: AtomicU64,
-    phases: [AtomicU64; PHASES.len()],
-    live: AtomicU64,
-}
-
 /// What is under way with an instance.
 #[derive(Debug)]
 struct Journey {
@@ -79,12 +55,9 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    pub(crate) fn new(store: &Arc<dyn Store>, state_dir: &Path) -> Self {
-        let board = metrics().map(|metrics| {
-            let board = Arc::new(Board::default());
-            observe(metrics, &board, Arc::downgrade(store), state_dir.join("logs"));
-            board
-        });
+    pub(crate) fn new(store: &Arc<dyn Store>, sampler: &Sampler, state_dir: &Path) -> Self {
+        let board =
+            metrics().map(|metrics| Board::new(metrics, Arc::downgrade(store), sampler, state_dir.join("logs")));
         let traces = tracing::span_enabled!(target: TARGET, Level::INFO).then(Box::default);
         Self { board, traces, starts: HashMap::new() }
     }
@@ -101,26 +74,17 @@ impl Observer {
     }
 
     /// How much waits, and up to where changes were seen.
-    pub(crate) fn round(&self, queue: usize, seen: Revision) {
+    pub(crate) fn round(&self, queue: usize, seen: impl FnOnce() -> Revision) {
         if let Some(board) = &self.board {
-            board.queue.store(queue as u64, Ordering::Relaxed);
-            board.seen.store(seen, Ordering::Relaxed);
+            board.round(queue, seen());
         }
     }
 
     /// Once a tick: how many instances are in which phase.
     pub(crate) fn count(&self, world: &World) {
-        let Some(board) = &self.board else { return };
-        let mut phases = [0; PHASES.len()];
-        let mut live = 0;
-        for entry in world.instances.values() {
-            phases[place(entry.object.status.phase)] += 1;
-            live += u64::from(entry.object.status.pid.is_some());
+        if let Some(board) = &self.board {
+            board.count(world);
         }
-        for (counter, count) in board.phases.iter().zip(phases) {
-            counter.store(count, Ordering::Relaxed);
-        }
-        board.live.store(live, Ordering::Relaxed);
     }
 
     pub(crate) fn keeper(pid: i32) {
@@ -140,13 +104,17 @@ impl Observer {
         instance_id: &Id,
         object: &Instance,
         owner: Option<&Metadata>,
+        service: &str,
         plan: &Plan,
     ) -> Span {
         let before = &object.status;
         let after = &plan.status;
-        let module = || format!("{}/{}", object.metadata.namespace, object.spec.owner());
-        if let Some(metrics) = metrics() {
+        let module = || format!("{}/{service}", object.metadata.namespace);
+        if let (Some(metrics), Some(board)) = (metrics(), &self.board) {
             measure(metrics, before, after, module);
+            if object.spec.job.is_some() {
+                board.is_run(instance_id, module);
+            }
         }
         let Some(traces) = &mut self.traces else { return Span::none() };
         let moved = before.phase != after.phase || before.ready != after.ready || before.reason != after.reason;
@@ -314,6 +282,9 @@ impl Observer {
     /// An instance is no more.
     pub(crate) fn removed(&mut self, instance_id: &Id) {
         self.starts.remove(instance_id);
+        if let Some(board) = &self.board {
+            board.removed(instance_id);
+        }
         if let Some(traces) = &mut self.traces {
             traces.journeys.remove(instance_id);
         }
@@ -419,21 +390,6 @@ fn measure(metrics: &Metrics, before: &InstanceStatus, after: &InstanceStatus, m
     }
 }
 
-const fn place(phase: Phase) -> usize {
-    match phase {
-        Phase::Pending => 0,
-        Phase::Starting => 1,
-        Phase::Running => 2,
-        Phase::Stopping => 3,
-        Phase::Stopped => 4,
-        Phase::Failed => 5,
-        Phase::Backoff => 6,
-        Phase::Stuck => 7,
-        Phase::Lost => 8,
-        Phase::Unknown => 9,
-    }
-}
-
 /// The name of a request's kind.
 pub(crate) const fn kind(request: &Request) -> &'static str {
     match request {
@@ -443,55 +399,4 @@ pub(crate) const fn kind(request: &Request) -> &'static str {
         Request::CronJob(_) => "CronJob",
         Request::Instance(_) => "Instance",
     }
-}
-
-fn observe(metrics: &Metrics, board: &Arc<Board>, store: Weak<dyn Store>, logs: PathBuf) {
-    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
-    let queue = Arc::clone(board);
-    metrics.observe_gauge("ostler.queue.depth", "{request}", "Objects that wait for a look", move |see| {
-        see(read(&queue.queue), &[]);
-    });
-    let phases = Arc::clone(board);
-    metrics.observe_gauge("ostler.instances", "{instance}", "Instances by phase", move |see| {
-        for (phase, counter) in PHASES.iter().zip(&phases.phases) {
-            see(read(counter), &[("phase", phase.name())]);
-        }
-    });
-    let live = Arc::clone(board);
-    metrics.observe_gauge("ostler.processes", "{process}", "Processes that live, by type", move |see| {
-        see(1.0, &[("type", "controller")]);
-        see(1.0, &[("type", "keeper")]);
-        see(read(&live.live), &[("type", "instance")]);
-    });
-    let seen = Arc::clone(board);
-    metrics.observe_gauge(
-        "ostler.watch.lag",
-        "{revision}",
-        "Commits of the store that the controller has not seen yet",
-        move |see| {
-            if let Some(store) = store.upgrade() {
-                let seen = seen.seen.load(Ordering::Relaxed);
-                see(store.revision().saturating_sub(seen) as f64, &[]);
-            }
-        },
-    );
-    let last: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
-    metrics.observe_gauge("ostler.log.size", "By", "Bytes of output that are kept on disk", move |see| {
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = last.filter(|(at, _)| at.elapsed() < LOGS_FRESH);
-        let (at, bytes) = fresh.unwrap_or_else(|| (Instant::now(), size(&logs, 3)));
-        *last = Some((at, bytes));
-        see(bytes as f64, &[]);
-    });
-}
-
-/// Bytes of the files below a directory, so many levels deep.
-fn size(directory: &Path, depth: u32) -> u64 {
-    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
-    let of = |entry: std::fs::DirEntry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() && depth > 1 => size(&entry.path(), depth - 1),
-        Ok(metadata) if metadata.is_file() => metadata.len(),
-        Ok(_) | Err(_) => 0,
-    };
-    entries.flatten().map(of).sum()
 }

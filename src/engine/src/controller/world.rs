@@ -131,6 +131,14 @@ pub(crate) fn cronjob_of(job: &Job) -> Option<Id> {
     Some(id(&job.metadata.namespace, &owner.name))
 }
 
+/// What an instance is a run of, by a name that lasts: each run of a `CronJob` has a Job with a name of its own.
+pub(crate) fn service_of<'a>(jobs: &'a HashMap<Id, Written<Job>>, instance: &'a Instance) -> &'a str {
+    let owner = instance.spec.owner();
+    let job = instance.spec.job.as_ref().and_then(|_| jobs.get(&id(&instance.metadata.namespace, owner)));
+    let references = job.map_or(&[][..], |job| &job.object.metadata.owner_references);
+    references.iter().find(|reference| reference.kind == Kind::CronJob.name()).map_or(owner, |cronjob| &cronjob.name)
+}
+
 /// Everything the controller knows.
 #[derive(Debug, Default)]
 pub(crate) struct World {

@@ -169,9 +169,9 @@ impl Sampler {
         self.board.samples().get(id).cloned()
     }
 
-    /// The latest of every instance that runs.
-    pub fn all(&self) -> Vec<(Id, Sample)> {
-        self.board.samples().iter().map(|(id, sample)| (Arc::clone(id), sample.clone())).collect()
+    /// Shows what every instance that runs used, by its latest sample. Keep it short: sampling waits meanwhile.
+    pub fn each(&self, mut see: impl FnMut(&Id, &Usage)) {
+        self.board.samples().iter().for_each(|(id, sample)| see(id, &sample.usage));
     }
 
     /// Samples these now, with everything there is to know, and returns when that is done.
@@ -636,6 +636,12 @@ mod tests {
 
     use super::*;
 
+    fn all(sampler: &Sampler) -> usize {
+        let mut count = 0;
+        sampler.each(|_, _| count += 1);
+        count
+    }
+
     struct Killed(Child);
     impl Drop for Killed {
         fn drop(&mut self) {
@@ -680,7 +686,7 @@ mod tests {
         };
         sampler.untrack(Arc::clone(&web), None);
         sampler.refresh(Vec::new()).await;
-        assert!(sampler.get(&web).is_none() && sampler.all().is_empty());
+        assert!(sampler.get(&web).is_none() && all(&sampler) == 0);
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).unwrap();
     }
 
@@ -766,6 +772,6 @@ mod tests {
         let sampler = Sampler::off();
         sampler.track(id("web-0"), Target { pid: 1, start_time: 0, cgroup: String::new() });
         sampler.refresh(vec![id("web-0")]).await;
-        assert!(sampler.all().is_empty() && sampler.pss(vec![id("web-0")]).await.is_empty());
+        assert!(all(&sampler) == 0 && sampler.pss(vec![id("web-0")]).await.is_empty());
     }
 }

@@ -40,10 +40,16 @@ pub(crate) struct Daemon<'a> {
 impl<'a> Daemon<'a> {
     /// Starts a daemon; `name` is its state directory, which may exist from an earlier one.
     pub(crate) fn start(bench: &'a Bench, name: &str) -> anyhow::Result<Self> {
+        Self::with(bench, name, &[])
+    }
+
+    /// The same with more flags for `serve`.
+    pub(crate) fn with(bench: &'a Bench, name: &str, flags: &[&str]) -> anyhow::Result<Self> {
         let directory = bench.directory.join(name);
         let log = File::options().create(true).append(true).open(bench.directory.join(format!("{name}.log")))?;
         let child = command(&bench.ostler, &directory)
             .args(["serve", "--on-shutdown", "stop", "--log", "warn"])
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

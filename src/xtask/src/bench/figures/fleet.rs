@@ -47,7 +47,7 @@ fn gone(began: &[Began]) -> anyhow::Result<u64> {
     Ok(sys::now())
 }
 
-fn fleet(bench: &Bench, daemon: &Daemon<'_>, replicas: usize) -> anyhow::Result<String> {
+pub(super) fn fleet(bench: &Bench, daemon: &Daemon<'_>, replicas: usize) -> anyhow::Result<String> {
     daemon.manifest("fleet.yaml", &process("fleet", replicas, &bench.board.command(&[]), ""))
 }
 

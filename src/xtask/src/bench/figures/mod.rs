@@ -6,6 +6,7 @@ mod logs;
 mod many;
 mod one;
 mod source;
+mod telemetry;
 
 use super::daemon::Bench;
 use super::report::Figure;
@@ -19,7 +20,7 @@ pub(crate) struct Measurement {
 }
 
 /// All of them, in the order they run.
-pub(crate) const ALL: [Measurement; 13] = [
+pub(crate) const ALL: [Measurement; 14] = [
     Measurement { name: "start", what: "serve on an existing store until its processes exist", run: one::start },
     Measurement { name: "apply", what: "one manifest, one process with many replicas", run: fleet::apply_replicas },
     Measurement { name: "apply-docs", what: "one manifest, many processes", run: fleet::apply_documents },
@@ -27,6 +28,7 @@ pub(crate) const ALL: [Measurement; 13] = [
     Measurement { name: "memory", what: "memory of keeper and controller", run: fleet::memory },
     Measurement { name: "sampling", what: "what it costs to know what instances use", run: fleet::sampling },
     Measurement { name: "idle", what: "CPU time while nothing happens", run: fleet::idle },
+    Measurement { name: "telemetry", what: "the same work with telemetry off and on", run: telemetry::telemetry },
     Measurement { name: "logs", what: "log capture", run: logs::capture },
     Measurement { name: "stop", what: "stopping many instances", run: fleet::stop },
     Measurement { name: "get", what: "ostler get instances", run: fleet::get },
