@@ -60,6 +60,22 @@ impl Draft {
         }
     }
 
+    /// A hard limit. These managers start a program also where the kernel offers nothing to limit it with.
+    pub(crate) fn limit(&mut self, name: &str, value: impl Into<Value>) {
+        self.resources("limits").insert(name.to_owned(), value.into());
+        self.set_in("resources", "enforcement", "BestEffort");
+    }
+
+    /// A threshold.
+    pub(crate) fn threshold(&mut self, name: &str, value: Value) {
+        self.resources("thresholds").insert(name.to_owned(), value);
+    }
+
+    fn resources(&mut self, part: &str) -> &mut Map<String, Value> {
+        let resources = object_in(&mut self.spec, "resources");
+        object_in(resources, part)
+    }
+
     /// Keeps a description for people.
     pub(crate) fn describe(&mut self, key: &str, text: &str) {
         self.annotations.insert(key.to_owned(), text.to_owned());
@@ -317,6 +333,15 @@ pub(crate) fn dns_name(text: &str) -> String {
     name.truncate(58);
     let name = name.trim_end_matches('-');
     if name.is_empty() { "process".to_owned() } else { name.to_owned() }
+}
+
+/// The object of this name, which is made if need be.
+fn object_in<'a>(map: &'a mut Map<String, Value>, name: &str) -> &'a mut Map<String, Value> {
+    let value = map.entry(name.to_owned()).or_insert_with(|| json!({}));
+    if !value.is_object() {
+        *value = json!({});
+    }
+    value.as_object_mut().expect("it is an object now")
 }
 
 /// The order in which fields are written; others follow.

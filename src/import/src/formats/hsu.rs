@@ -2,7 +2,8 @@
 //! programs (`standard_managed.control.execution.executable_path`).
 
 use ostler_core::Span;
-use ostler_core::kinds::Profile;
+use ostler_core::kinds::{Profile, Restart, ViolationPolicy};
+use ostler_core::quantity::{Bytes, Cpu};
 use serde_json::{Map, Value as Json};
 
 use super::environment_is_not_inherited;
@@ -148,10 +149,9 @@ fn control(draft: &mut Draft, mut fields: Fields, notes: &mut Notes) {
         other.skip(&["max_retries", "retry_delay", "backoff_rate"]);
         other.finish(notes);
     }
-    context.lost(&["startup_grace_period", "sustained_violation_time"], "a process is ready when it runs", notes);
-    context.lost(&["spike_tolerance_time"], "resources are not limited", notes);
+    patience(draft, &mut context, notes);
     context.finish(notes);
-    limits(fields.part("limits", notes), notes);
+    limits(draft, fields.part("limits", notes), notes);
     if let Some((grace, _)) = fields.duration("graceful_timeout", notes) {
         draft.stop(None, Some(grace));
     }
@@ -176,7 +176,7 @@ fn architecture_control(draft: &mut Draft, mut control: Fields, fields: &mut Fie
     let never = policy.as_ref().is_some_and(|(text, _)| is_never(text));
     backoff(draft, &mut restart, ["max_attempts", "restart_delay", "backoff_multiplier"], never, notes);
     restart.finish(notes);
-    fields.lost(&["resource_limits"], "resources are not limited", notes);
+    architecture_limits(draft, fields.part("resource_limits", notes), notes);
     let mut logs = fields.part("logging", notes);
     for key in ["capture_stdout", "capture_stderr"] {
         if let Some((false, line)) = logs.flag(key, notes) {
@@ -272,9 +272,106 @@ fn override_of(fields: &mut Fields, notes: &mut Notes) -> Json {
     instead.into()
 }
 
-fn limits(mut fields: Fields, notes: &mut Notes) {
-    let why = "resources are not limited";
-    fields.lost(&["memory", "cpu", "process", "io"], why, notes);
+/// How long thresholds wait; the defaults, which are HSU's, are not written.
+fn patience(draft: &mut Draft, fields: &mut Fields, notes: &mut Notes) {
+    let usual = Restart::default();
+    for (key, field, usual) in [
+        ("startup_grace_period", "startupGrace", usual.startup_grace),
+        ("sustained_violation_time", "sustainedViolation", usual.sustained_violation),
+        ("spike_tolerance_time", "spikeTolerance", usual.spike_tolerance),
+    ] {
+        if let Some((span, _)) = fields.duration(key, notes).filter(|(span, _)| *span != usual) {
+            draft.set_in("restart", field, span.min(Span::from_secs(86_400)).to_string());
+        }
+    }
+}
+
+/// Limits with policies, which are thresholds here: nothing in the kernel enforces them.
+fn limits(draft: &mut Draft, mut fields: Fields, notes: &mut Notes) {
+    let amount = |measure: &str, amount: f64| -> Json {
+        match measure {
+            // Whole units, where that makes no difference.
+            "memory" if amount >= f64::from(16 << 20) => Bytes(amount as u64 >> 20 << 20).to_string().into(),
+            "memory" => Bytes(amount as u64).to_string().into(),
+            "cpu" => Cpu(amount as u32).to_string().into(),
+            _ => (amount as u32).into(),
+        }
+    };
+    for (part, key, measure, unit) in [
+        ("memory", "max_rss", "memory", 1.0),
+        // Per cent of a core.
+        ("cpu", "max_percent", "cpu", 10.0),
+        ("process", "max_file_descriptors", "openFiles", 1.0),
+    ] {
+        let mut limit = fields.part(part, notes);
+        let most = limit.factor(key, notes).map(|(most, line)| (most * unit, line));
+        let share = limit.factor("warning_threshold", notes).map(|(percent, _)| percent / 100.0);
+        let policy = limit.text("policy", notes);
+        if part == "process" {
+            // Both are in one part; its policy is that of either.
+            if let Some((most, _)) = limit.factor("max_child_processes", notes).filter(|(most, _)| *most >= 1.0) {
+                let mut other = Map::new();
+                other.insert("critical".to_owned(), amount("processes", most));
+                if let Some(policy) = policy.as_ref().and_then(|(policy, _)| violation(policy)) {
+                    other.insert("policy".to_owned(), policy.name().into());
+                }
+                draft.threshold("processes", other.into());
+            }
+        }
+        let Some((most, line)) = most.filter(|(most, _)| *most >= unit) else {
+            limit.finish(notes);
+            continue;
+        };
+        let mut threshold = Map::new();
+        let policy = policy.and_then(|(policy, line)| {
+            let known = violation(&policy);
+            if known.is_none() {
+                notes.lost(line, &limit.path("policy"), format!("{policy} is not known; it is told as an event"));
+            }
+            known
+        });
+        // Throttling ends below a warning level.
+        let usual = (policy == Some(ViolationPolicy::Throttle)).then_some(0.8);
+        if let Some(share) = share.filter(|share| (0.01..1.0).contains(share)).or(usual) {
+            threshold.insert("warning".to_owned(), amount(measure, most * share));
+        }
+        threshold.insert("critical".to_owned(), amount(measure, most));
+        if let Some(policy) = policy {
+            threshold.insert("policy".to_owned(), policy.name().into());
+        }
+        draft.threshold(measure, threshold.into());
+        notes.near(line, &limit.path(key), "is a threshold, of the whole process tree");
+        limit.finish(notes);
+    }
+    fields.lost(&["io"], "there are no thresholds of input and output", notes);
+    fields.finish(notes);
+}
+
+fn violation(policy: &str) -> Option<ViolationPolicy> {
+    Some(match policy {
+        "none" => ViolationPolicy::None,
+        "log" => ViolationPolicy::Log,
+        "alert" => ViolationPolicy::Alert,
+        "throttle" => ViolationPolicy::Throttle,
+        "graceful_shutdown" => ViolationPolicy::GracefulShutdown,
+        "immediate_kill" => ViolationPolicy::Kill,
+        "restart" => ViolationPolicy::Restart,
+        "restart_adjusted" => ViolationPolicy::RestartAdjusted,
+        _ => return None,
+    })
+}
+
+/// Limits without policies.
+fn architecture_limits(draft: &mut Draft, mut fields: Fields, notes: &mut Notes) {
+    if let Some((megabytes, _)) = fields.count("max_memory_mb", notes).filter(|(count, _)| *count > 0) {
+        draft.limit("memory", Bytes(megabytes.saturating_mul(1 << 20)).to_string());
+    }
+    if let Some((percent, _)) = fields.factor("max_cpu_percent", notes).filter(|(percent, _)| *percent >= 1.0) {
+        draft.limit("cpu", Cpu((percent * 10.0) as u32).to_string());
+    }
+    if let Some((count, _)) = fields.count("max_file_descriptors", notes).filter(|(count, _)| *count >= 16) {
+        draft.limit("openFiles", count.min(u64::from(u32::MAX)));
+    }
     fields.finish(notes);
 }
 

@@ -1,7 +1,8 @@
 //! PM2: an ecosystem file as JSON or YAML, with `apps`.
 
 use ostler_core::Span;
-use serde_json::Value as Json;
+use ostler_core::quantity::Bytes;
+use serde_json::{Value as Json, json};
 
 use super::{DELAY, environment_is_not_inherited};
 use crate::Error;
@@ -106,6 +107,12 @@ fn app(mut draft: Draft, mut fields: Fields, script: &str, script_line: u32, not
     draft.stop(Some("SIGINT"), Some(grace));
     if let Some((false, line)) = fields.flag("treekill", notes) {
         notes.near(line, &fields.path("treekill"), "the whole tree is stopped");
+    }
+    if let Some((bytes, line)) = fields.bytes("max_memory_restart", notes).filter(|(bytes, _)| *bytes > 0) {
+        let critical = Bytes(bytes).to_string();
+        draft.threshold("memory", json!({"critical": critical, "policy": "Restart", "for": "30s"}));
+        let how = "counts from two minutes after a start (restart.startupGrace), and when it lasts for half a minute";
+        notes.near(line, &fields.path("max_memory_restart"), how);
     }
     left_out(&mut fields, notes);
     fields.finish(notes);
@@ -283,7 +290,6 @@ fn left_out(fields: &mut Fields, notes: &mut Notes) {
         fields.lost(&["ignore_watch", "watch_delay", "watch_options"], "files are not watched", notes);
     }
     fields.skip(&["ignore_watch", "watch_delay", "watch_options", "watch"]);
-    fields.lost(&["max_memory_restart"], "memory is not limited", notes);
     fields.lost(&["cron_restart", "cron"], "there are no schedules", notes);
     let logs = "output is kept in the state directory: ostler logs";
     fields.near(

@@ -3,6 +3,7 @@
 mod command;
 
 use ostler_core::Span;
+use ostler_core::quantity::{Bytes, Cpu};
 use serde_json::Value as Json;
 
 use super::DELAY;
@@ -77,6 +78,7 @@ fn service(mut draft: Draft, mut fields: Fields, mut unit: Fields, stem: &str, n
     command::read(&mut draft, &mut fields, &specifiers, notes);
     restarts(&mut draft, &mut fields, &mut unit, oneshot, notes);
     stop(&mut draft, &mut fields, notes);
+    limits(&mut draft, &mut fields, notes);
     left_out(&mut fields, notes);
     fields.finish(notes);
     unit.finish(notes);
@@ -330,6 +332,31 @@ fn span(fields: &mut Fields, key: &str, notes: &mut Notes) -> Option<(Span, u32)
     span.map(|span| (span, line))
 }
 
+/// Hard limits; what has none of them, such as `infinity`, is left without.
+fn limits(draft: &mut Draft, fields: &mut Fields, notes: &mut Notes) {
+    let mut take = |key: &str, name: &str, parse: &dyn Fn(&str) -> Option<Json>| {
+        let Some((text, line)) = fields.text(key, notes) else { return };
+        match parse(text.trim()) {
+            Some(value) => draft.limit(name, value),
+            None if text.trim() == "infinity" => {}
+            None => notes.lost(line, &fields.path(key), "is no such limit here, and left out"),
+        }
+    };
+    let within = |text: &str, least: i64, most: i64| text.parse().ok().filter(|n| (least..=most).contains(n));
+    take("MemoryMax", "memory", &|text| {
+        Some(Bytes(units::bytes(text).filter(|bytes| *bytes >= 1 << 20)?).to_string().into())
+    });
+    take("CPUQuota", "cpu", &|text| {
+        let percent: f64 = text.strip_suffix('%')?.trim().parse().ok()?;
+        (1.0..=100_000.0).contains(&percent).then(|| Cpu((percent * 10.0) as u32).to_string().into())
+    });
+    take("TasksMax", "processes", &|text| within(text, 1, u32::MAX.into()).map(Into::into));
+    // The soft limit and the hard one are the same here.
+    take("LimitNOFILE", "openFiles", &|text| within(text.rsplit(':').next()?, 16, u32::MAX.into()).map(Into::into));
+    take("IOWeight", "ioWeight", &|text| within(text, 1, 10_000).map(Into::into));
+    take("Nice", "nice", &|text| within(text, -20, 19).map(Into::into));
+}
+
 fn left_out(fields: &mut Fields, notes: &mut Notes) {
     let hooks = "a process has no commands around it; a shell can run them: sh -c 'before && exec program'";
     fields.lost(&["ExecStartPre", "ExecStartPost", "ExecStop", "ExecStopPost", "ExecCondition"], hooks, notes);
@@ -365,13 +392,11 @@ fn left_out(fields: &mut Fields, notes: &mut Notes) {
         "output is kept by the name of the process",
         notes,
     );
-    let limits = "resources are not limited";
+    let limits = "there is no such limit";
     for entry in fields.drain_prefixed(&["Limit", "Memory", "CPU", "Tasks", "IO", "BlockIO"]) {
         notes.lost(entry.line, &fields.path(&entry.key), limits);
     }
-    for entry in
-        fields.drain_prefixed(&["Nice", "OOM", "UMask", "ManagedOOM", "Delegate", "Slice", "NUMA", "Personality"])
-    {
+    for entry in fields.drain_prefixed(&["OOM", "UMask", "ManagedOOM", "Delegate", "Slice", "NUMA", "Personality"]) {
         notes.lost(entry.line, &fields.path(&entry.key), "is what the daemon has");
     }
     let directories = "directories are not made; make it once, or by a shell before the program";
