@@ -699,7 +699,7 @@ mod tests {
             sampler.track(Arc::clone(id), target(tree.0.id().cast_signed()));
         }
         sampler.refresh(ids).await;
-        assert_eq!(sampler.all().len(), trees.len());
+        assert_eq!(all(&sampler), trees.len());
         // One for the refresh, and one that was due before it.
         assert!(sampler.cost().scans <= 3, "{:?}", sampler.cost());
     }
