@@ -72,6 +72,7 @@ fn every_example_has_a_test_and_is_valid() {
             "jobs-like.yaml",
             "limited.yaml",
             "namespaces.yaml",
+            "ordered.yaml",
             "probes.yaml",
             "rolling.yaml",
             "source",
@@ -132,6 +133,20 @@ fn probes_hold_back_gate_and_find_out() {
     proc::signal(proc::identity(instance.pid().unwrap()).unwrap(), libc::SIGSTOP);
     daemon.instance_when("watched-0", "restarted", |it| it.last_exit()["cause"] == "Liveness");
     daemon.instance_when("watched-0", "back", |it| it.ready() && it.restarts() == 1);
+}
+
+#[test]
+fn ordered_comes_up_in_its_order() {
+    let daemon = Daemon::start();
+    example(&daemon, "ordered.yaml");
+    daemon.ok(&["wait", "process/ordered-web", "--for=condition=Ready", "--timeout=60s"]);
+    assert_serves(&running(&daemon, "default", "ordered-web", 1));
+    assert_eq!(daemon.get("job", "ordered-setup")["status"]["succeeded"], 1);
+    let graph = daemon.ok(&["graph"]);
+    assert!(
+        graph.starts_with("process/ordered-web  1/1 available  [ordered]\n├─ process/ordered-db (Ready)"),
+        "{graph}"
+    );
 }
 
 #[test]

@@ -149,6 +149,7 @@ async fn verb(ctx: &mut Ctx, command: Command) -> Result<Exit, Error> {
         Command::Logs(args) => verbs::logs::run(ctx, args).await,
         Command::Events(args) => verbs::events::run(ctx, args).await,
         Command::Why(args) => verbs::why::run(ctx, args).await,
+        Command::Graph(args) => verbs::graph::run(ctx, args).await,
         Command::Wait(args) => verbs::wait::run(ctx, args).await,
         Command::Restart(args) => verbs::act::restart(ctx, args).await,
         Command::Stop(args) => verbs::act::stop(ctx, args).await,

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::config;
 use crate::kinds::{
-    ConfigMap, CronJob, EndCause, EnvVar, External, Job, JobSpec, Kind, Port, PortNumber, Process, ProcessSpec,
-    Restart, RestartPolicy, RetryBackoff, Secret, Source, Strategy,
+    ConfigMap, CronJob, Dependency, DependencyCondition, EndCause, EnvVar, External, Job, JobSpec, Kind, Port,
+    PortNumber, Process, ProcessSpec, Restart, RestartPolicy, RetryBackoff, Secret, Source, Strategy,
 };
 use crate::meta::Metadata;
 use crate::plan::external::Matcher;
@@ -87,7 +87,15 @@ pub fn process(process: &Process) -> Vec<FieldError> {
         found.add("metadata.name", "the name of a Process may have 58 characters, so that those of its instances fit");
     }
     spec(&process.spec, &mut found);
+    not_itself(&process.spec.depends_on, Kind::Process, &process.metadata.name, "spec", &mut found);
     found.0
+}
+
+/// What waits for itself waits for ever.
+fn not_itself(depends_on: &[Dependency], kind: Kind, name: &str, path: &str, found: &mut Findings) {
+    for (index, _) in depends_on.iter().enumerate().filter(|(_, it)| it.target() == (kind, name)) {
+        found.add(format!("{path}.dependsOn[{index}]"), format!("a {kind} cannot wait for itself"));
+    }
 }
 
 /// Checks a whole Source.
@@ -132,6 +140,8 @@ pub fn job(job: &Job) -> Vec<FieldError> {
         found.add("metadata.name", "the name of a Job may have 57 characters, so that those of its instances fit");
     }
     job_spec(&job.spec, "spec", &mut found);
+    let depends_on = &job.spec.template.spec().depends_on;
+    not_itself(depends_on, Kind::Job, &job.metadata.name, "spec.template", &mut found);
     found.0
 }
 
@@ -268,6 +278,7 @@ fn spec(spec: &ProcessSpec, found: &mut Findings) {
     references(spec, found);
     ports(spec, found);
     update(spec, found);
+    depends_on(&spec.depends_on, found);
     for (field, value) in [("user", &spec.user), ("group", &spec.group)] {
         if value.as_ref().is_some_and(|text| text.is_empty() || text.contains(['\0', ':'])) {
             found.add(format!("spec.{field}"), format!("must be the name or the number of a {field}"));
@@ -492,6 +503,28 @@ fn references(spec: &ProcessSpec, found: &mut Findings) {
     }
 }
 
+fn depends_on(dependencies: &[Dependency], found: &mut Findings) {
+    let mut seen = BTreeSet::new();
+    for (index, dependency) in dependencies.iter().enumerate() {
+        let field = format!("spec.dependsOn[{index}]");
+        let (kind, name) = dependency.target();
+        if dependency.process.is_some() == dependency.job.is_some() {
+            found.add(&field, "names either a process or a job, such as {process: db}");
+            continue;
+        }
+        found.check(format!("{field}.{}", kind.singular()), name::dns_label(name));
+        if !seen.insert((kind, name)) {
+            found.add(&field, format!("{}/{name} is given twice", kind.singular()));
+        }
+        if kind == Kind::Job && dependency.condition == Some(DependencyCondition::Ready) {
+            found.add(format!("{field}.condition"), "a Job is Started or Completed, never Ready");
+        }
+        if dependency.timeout.is_some_and(|it| !(Span::from_millis(1)..=Span::from_secs(7 * 86_400)).contains(&it)) {
+            found.add(format!("{field}.timeout"), "from 1ms to 168h; left out, there is no limit");
+        }
+    }
+}
+
 fn ports(spec: &ProcessSpec, found: &mut Findings) {
     let mut names = BTreeSet::new();
     let mut numbers = BTreeSet::new();
@@ -587,6 +620,8 @@ mod tests {
             "fallback": {"command": []}, "restartPolicy": "Never",
             "resources": {"limits": {"memory": "1Ki", "cpu": "1m", "processes": 0, "openFiles": 3, "ioWeight": 0, "nice": 20}},
             "revisionHistoryLimit": 1000,
+            "dependsOn": [{"process": "a", "job": "b"}, {}, {"process": "No"}, {"process": "web"}, {"process": "web"},
+                {"job": "a", "condition": "Ready", "timeout": "0s"}],
             "update": {"maxSurge": "200%", "progressDeadline": "1s", "minReady": "1s"},
             "stop": {"signal": "SIGTREM"}, "logs": {"maxSize": 10, "maxFiles": 1}, "successExitCodes": [],
         }));
@@ -605,6 +640,12 @@ mod tests {
                 "spec.update.maxSurge",
                 "spec.update.progressDeadline",
                 "spec.revisionHistoryLimit",
+                "spec.dependsOn[0]",
+                "spec.dependsOn[1]",
+                "spec.dependsOn[2].process",
+                "spec.dependsOn[4]",
+                "spec.dependsOn[5].condition",
+                "spec.dependsOn[5].timeout",
                 "spec.backoff.factor",
                 "spec.backoff.jitter",
                 "spec.backoff.initial",
@@ -626,6 +667,8 @@ mod tests {
                 "spec.stop.signal",
                 "spec.logs.maxSize",
                 "spec.logs.maxFiles",
+                "spec.dependsOn[3]",
+                "spec.dependsOn[4]",
             ]
         );
     }

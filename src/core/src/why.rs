@@ -7,10 +7,10 @@
 use serde::Serialize;
 
 use crate::kinds::{
-    Event, Exit, Instance, Phase, Process, ProcessSpec, RESTARTED_AT, RestartPolicy, STOPPED_AT, Severity, StopReason,
-    Truth,
+    Event, Exit, Instance, Kind, Phase, Process, ProcessSpec, RESTARTED_AT, RestartPolicy, STOPPED_AT, Severity,
+    StopReason, Truth,
 };
-use crate::plan::instance::describe;
+use crate::plan::instance::{DEPENDENCY_NOT_READY, DEPENDENCY_TIMEOUT, WAITS_FOR_DEPENDENTS, describe};
 use crate::restart;
 use crate::time::{Span, Timestamp};
 
@@ -23,6 +23,8 @@ pub struct Facts<'a> {
     pub process: Option<&'a Process>,
     /// The other instances of its process.
     pub siblings: &'a [Instance],
+    /// Instances of other processes and jobs that wait for its process.
+    pub waiters: &'a [Instance],
     /// Its events.
     pub events: &'a [Event],
     /// The last lines that the attempt which ended last wrote, oldest first.
@@ -108,7 +110,7 @@ impl Teller {
 
 /// Why an instance is as it is.
 pub fn instance(facts: &Facts<'_>) -> Chain {
-    let Facts { instance, process, siblings, events, last_words, now } = *facts;
+    let Facts { instance, process, siblings, waiters, events, last_words, now } = *facts;
     let (spec, status) = (&instance.spec, &instance.status);
     let mut teller = Teller { links: Vec::new(), now };
     let generation = process.map_or(String::new(), |process| format!(", generation {}", process.metadata.generation));
@@ -133,6 +135,9 @@ pub fn instance(facts: &Facts<'_>) -> Chain {
     teller.say(Step::Next, next);
     for text in waiting(instance, process, siblings) {
         teller.say(Step::Waits, text);
+    }
+    for waiter in waiters {
+        teller.say(Step::Waits, format!("instance/{}: {}", waiter.metadata.name, waiter.status.message));
     }
     let name = &instance.metadata.name;
     Chain { object: format!("instance/{name}"), summary: summary(instance), links: teller.links }
@@ -182,6 +187,16 @@ pub fn process(process: &Process, instances: &[Instance], now: Timestamp) -> Cha
     Chain { object: format!("process/{}", metadata.name), summary, links: teller.links }
 }
 
+/// Whether an instance has not been started because this Process or Job is not as it wants it.
+pub fn waits_for(instance: &Instance, kind: Kind, name: &str) -> bool {
+    is_waiting(instance) && instance.status.message.contains(&format!("{}/{name} (", kind.singular()))
+}
+
+/// Whether it has not been started because of what it depends on.
+fn is_waiting(instance: &Instance) -> bool {
+    matches!(instance.status.reason.as_str(), DEPENDENCY_NOT_READY | DEPENDENCY_TIMEOUT)
+}
+
 /// Whether there is something about an instance that its process is not ready for.
 pub fn is_troubled(instance: &Instance) -> bool {
     !instance.status.ready && instance.status.reason != "Completed"
@@ -229,6 +244,7 @@ fn present(instance: &Instance, teller: &Teller) -> String {
             let stuck = if status.phase == Phase::Stuck { "; killed, and the kernel does not let it go" } else { "" };
             format!("attempt {attempt}{pid} is being stopped: {}{found}{stuck}", why_stopped(stopping.reason))
         }
+        Phase::Pending | Phase::Failed if is_waiting(instance) => format!("{}{since}", status.message),
         Phase::Pending => format!("has not been started yet{since}"),
         Phase::Backoff => format!("waits to be started again{since}"),
         Phase::Stopped if instance.metadata.is_deleting() => "is being deleted".to_owned(),
@@ -373,6 +389,10 @@ fn next(instance: &Instance, teller: &Teller) -> String {
             || "its end".to_owned(),
             |stopping| format!("SIGKILL {} if it still lives", teller.due(stopping.kill_at)),
         ),
+        Phase::Running if status.reason == WAITS_FOR_DEPENDENTS => status.message.clone(),
+        Phase::Pending | Phase::Failed if is_waiting(instance) && instance.spec.stopped_at.is_none() => {
+            format!("attempt {} starts when what it waits for is there", status.attempt + 1)
+        }
         _ if metadata.is_deleting() => "its record is removed".to_owned(),
         Phase::Running if status.fallback.is_some() => {
             format!("nothing, until the spec changes or `ostler restart instance/{name}` tries the command again")

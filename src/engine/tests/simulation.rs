@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+#[path = "simulation/dependencies.rs"]
+mod dependencies;
 #[path = "simulation/restarts.rs"]
 mod restarts;
 
@@ -45,6 +47,9 @@ struct Keeper {
     attempts: BTreeMap<(String, u64), Simulated>,
     /// Every start: name, attempt, time.
     starts: Vec<(String, u64, Timestamp)>,
+    /// Every signal to a living process, and every end: name, time.
+    signals: Vec<(String, Timestamp)>,
+    ends: Vec<(String, Timestamp)>,
     outbox: Vec<DriverEvent>,
     hello_due: bool,
     most_live: BTreeMap<String, usize>,
@@ -138,11 +143,14 @@ impl World {
     }
 
     fn signal(&self, id: &str, attempt: u64, signal: i32) {
+        let at = Timestamp::from_nanos(self.nanos());
         let mut keeper = self.lock();
         let Some(process) = keeper.attempts.get_mut(&(id.to_owned(), attempt)) else { return };
+        let told = process.is_live().then(|| process.name.clone());
         if process.is_live() && (signal == 9 || process.argv[0] != "stubborn") {
             process.ends = Some((Instant::now() + Duration::from_millis(30), wire::exit::Status::Signal(signal)));
         }
+        keeper.signals.extend(told.map(|name| (name, at)));
         self.wake.notify_one();
     }
 
@@ -161,6 +169,8 @@ impl World {
             let process = keeper.attempts.get_mut(&key).unwrap();
             let status = process.ends.take().map(|(_, status)| status);
             process.ended = Some(wire::Exit { status, at, core_dumped: false, oom_kills: 0 });
+            let name = process.name.clone();
+            keeper.ends.push((name, Timestamp::from_nanos(at)));
             self.report(&mut keeper, &key);
         }
         keeper.attempts.values().filter(|process| process.is_live()).filter_map(|p| Some(p.ends.as_ref()?.0)).min()

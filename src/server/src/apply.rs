@@ -14,6 +14,7 @@ use ostler_engine::vault::Vault;
 use ostler_store::{Entry, Expect, Key, Op, Revision};
 use serde_json::Value;
 
+use crate::dependencies;
 use crate::error::{ApiError, Cause, Reason};
 use crate::secrets;
 use crate::select::Selection;
@@ -166,6 +167,8 @@ impl Service {
         }
         if !ops.is_empty() {
             self.check_ports(wanted, &mut causes);
+            let objects: Vec<&Applicable> = wanted.iter().map(|want| &want.object).collect();
+            ops.extend(dependencies::check(&self.store, &objects, &mut causes));
         }
         if causes.is_empty() { Ok((ops, applied)) } else { Err(invalid(causes)) }
     }

@@ -299,7 +299,8 @@ impl Ostler for Service {
             v1::act_request::Action::Start => Action::Start,
             v1::act_request::Action::Unspecified => return Err(ApiError::bad("an action is needed").into()),
         };
-        let (acted, revision) = Service::act(self, &selection(request.selector)?, request.all, action).await?;
+        let (acted, revision) =
+            Service::act(self, &selection(request.selector)?, request.all, action, request.together).await?;
         let results = acted
             .into_iter()
             .map(|acted| v1::Acted {

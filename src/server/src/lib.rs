@@ -6,6 +6,7 @@
 
 mod apply;
 mod config;
+mod dependencies;
 mod error;
 pub mod grpc;
 mod logs;

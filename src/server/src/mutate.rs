@@ -1,7 +1,8 @@
 //! Writes other than apply: delete, restart, stop, start, scale, signal.
 
 use ostler_core::kinds::{
-    CronJob, External, Instance, Job, Namespace, NamespacePhase, PAUSED_AT, Process, RESTARTED_AT, STOPPED_AT,
+    CronJob, External, Instance, Job, Namespace, NamespacePhase, PAUSED_AT, Process, RESTARTED_AT,
+    RESTARTED_TOGETHER_AT, STOPPED_AT,
 };
 use ostler_core::object::key;
 use ostler_core::{Kind, Metadata, validate};
@@ -165,12 +166,13 @@ impl Service {
         .await
     }
 
-    /// Restarts, stops or starts whatever matches.
+    /// Restarts, stops or starts whatever matches; `together`: processes are restarted all at once.
     pub(crate) async fn act(
         &self,
         selection: &Selection,
         all: bool,
         action: Action,
+        together: bool,
     ) -> Result<(Vec<Acted>, Revision), ApiError> {
         require_target(selection, all)?;
         match selection.kind {
@@ -187,7 +189,7 @@ impl Service {
                 });
                 Ok((acted.collect(), revision))
             }
-            Kind::Process => self.act_on_processes(selection, action).await,
+            Kind::Process => self.act_on_processes(selection, action, together).await,
             kind @ (Kind::Job | Kind::CronJob) => match action {
                 Action::Stop => self.suspend(selection, true).await,
                 Action::Start => self.suspend(selection, false).await,
@@ -269,10 +271,13 @@ impl Service {
         &self,
         selection: &Selection,
         action: Action,
+        together: bool,
     ) -> Result<(Vec<Acted>, Revision), ApiError> {
         let (mut acted, revision) = self
             .transact(|| {
                 let (entries, _) = self.list(selection)?;
+                // What is stopped and started in one order is asked for in one moment.
+                let at = now().to_string();
                 let mut ops = Vec::new();
                 let mut acted = Vec::new();
                 for entry in &entries {
@@ -293,13 +298,16 @@ impl Service {
                     let stopped = annotations.contains_key(STOPPED_AT);
                     let (changed, message) = match action {
                         Action::Restart => {
-                            annotations.insert(RESTARTED_AT.to_owned(), now().to_string());
+                            annotations.insert(RESTARTED_AT.to_owned(), at.clone());
+                            if together {
+                                annotations.insert(RESTARTED_TOGETHER_AT.to_owned(), at.clone());
+                            }
                             annotations.remove(STOPPED_AT);
                             (true, "restarted")
                         }
                         Action::Stop if stopped => (false, "already stopped"),
                         Action::Stop => {
-                            annotations.insert(STOPPED_AT.to_owned(), now().to_string());
+                            annotations.insert(STOPPED_AT.to_owned(), at.clone());
                             (true, "stopped")
                         }
                         Action::Start => {

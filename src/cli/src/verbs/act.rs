@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use ostler_core::kinds::GROUP;
 use ostler_rpc::v1;
 use ostler_rpc::v1::act_request::Action;
 use tokio::time::Instant;
@@ -21,7 +22,7 @@ use crate::watch::{Change, Watcher};
 /// What to act on.
 #[derive(Debug, clap::Args)]
 struct Choice {
-    /// process/NAME…, instance/NAME…; to stop and start also job/NAME…, cronjob/NAME…
+    /// process/NAME…, instance/NAME…, group/NAME…; to stop and start also job/NAME…, cronjob/NAME…
     #[arg(required = true, value_name = "TARGET")]
     targets: Vec<String>,
     /// Only those with these labels
@@ -35,7 +36,7 @@ struct Choice {
     timeout: Duration,
 }
 
-/// Stop and start again, one instance at a time
+/// Stop and start again, one instance at a time; a group all at once, in the order of its dependencies
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Clears backoff and an open circuit breaker.
@@ -43,7 +44,8 @@ Clears backoff and an open circuit breaker.
 Examples:
   ostler restart process/web
   ostler restart instance/web-0 --wait --timeout 30s
-  ostler restart processes -l tier=front")]
+  ostler restart processes -l tier=front
+  ostler restart group/backend                  # label ostler.dev/group: backend")]
 pub(crate) struct RestartArgs {
     #[command(flatten)]
     choice: Choice,
@@ -119,28 +121,75 @@ pub(crate) async fn suggest(client: &mut Client, error: Error, target: &Target, 
     }
 }
 
-async fn run(ctx: &mut Ctx, action: Action, choice: &Choice, wait: bool) -> Result<Exit, Error> {
-    let targets = targets::parse_runnable(&choice.targets)?;
-    for target in &targets {
-        require_choice(target, choice.selector.as_deref(), choice.all)?;
+/// The processes of a group, as a target and the labels that select them.
+fn group(word: &str) -> Option<Result<(Target, String), Error>> {
+    let (kind, name) = word.split_once('/')?;
+    if !matches!(kind.to_ascii_lowercase().as_str(), "group" | "groups") {
+        return None;
     }
+    if let Err(why) = ostler_core::name::label_value(name)
+        && !name.is_empty()
+    {
+        return Some(Err(Error::usage(format!("\"{name}\" is not the name of a group: {why}"), "")));
+    }
+    if name.is_empty() {
+        return Some(Err(Error::usage("which group?", format!("write group/NAME, for the label {GROUP}: NAME"))));
+    }
+    Some(Ok((Target { kind: Kind::Process, names: Vec::new() }, format!("{GROUP}={name}"))))
+}
+
+/// What is meant, each with the labels that select it if it is a group.
+fn wanted(choice: &Choice) -> Result<Vec<(Target, Option<String>)>, Error> {
+    let mut wanted = Vec::new();
+    let mut others = Vec::new();
+    for word in &choice.targets {
+        match group(word) {
+            Some(group) => {
+                let (target, labels) = group?;
+                if choice.selector.is_some() || choice.all {
+                    return Err(Error::usage("a group cannot be combined with -l or --all", ""));
+                }
+                wanted.push((target, Some(labels)));
+            }
+            None => others.push(word.clone()),
+        }
+    }
+    if !others.is_empty() {
+        for target in targets::parse_runnable(&others)? {
+            require_choice(&target, choice.selector.as_deref(), choice.all)?;
+            wanted.push((target, None));
+        }
+    }
+    Ok(wanted)
+}
+
+async fn run(ctx: &mut Ctx, action: Action, choice: &Choice, wait: bool) -> Result<Exit, Error> {
+    let targets = wanted(choice)?;
     let mut client = Client::connect(&ctx.settings).await?;
     let deadline = (!choice.timeout.is_zero()).then(|| Instant::now() + choice.timeout);
     let namespace = ctx.settings.namespace().to_owned();
-    for target in &targets {
+    for (target, group) in &targets {
         let before =
             if wait && action == Action::Restart { attempts(&mut client, &namespace).await? } else { BTreeMap::new() };
         let mut wanted = selector(target.kind, &namespace);
         wanted.names.clone_from(&target.names);
-        wanted.labels = choice.selector.clone().unwrap_or_default();
-        let request = v1::ActRequest { action: action.into(), selector: Some(wanted), all: choice.all };
+        wanted.labels = group.clone().or_else(|| choice.selector.clone()).unwrap_or_default();
+        let request = v1::ActRequest {
+            action: action.into(),
+            selector: Some(wanted),
+            all: choice.all,
+            together: group.is_some(),
+        };
         let mut api = client.api.clone();
         let answer = match client.once(api.act(request)).await {
             Ok(answer) => answer,
             Err(error) => return Err(suggest(&mut client, error, target, ctx).await),
         };
         if answer.results.is_empty() {
-            ctx.note(format_args!("No {} found.", target.kind.plural()))?;
+            match group {
+                Some(labels) => ctx.note(format_args!("No processes with the label {labels} found."))?,
+                None => ctx.note(format_args!("No {} found.", target.kind.plural()))?,
+            }
         }
         let results: Vec<(String, String)> = answer
             .results
@@ -309,6 +358,21 @@ mod tests {
         assert!(done(Action::Start, &running, None));
         assert!(!done(Action::Stop, &running, None));
         assert!(done(Action::Stop, &instance(r#"{"status":{"phase":"Stopped"}}"#), None));
+    }
+
+    #[test]
+    fn groups_are_processes_with_a_label() {
+        let choice = |words: &[&str]| Choice {
+            targets: words.iter().map(ToString::to_string).collect(),
+            selector: None,
+            all: false,
+            timeout: Duration::ZERO,
+        };
+        let found = wanted(&choice(&["group/backend", "process/web"])).unwrap();
+        assert_eq!(found[0].1.as_deref(), Some("ostler.dev/group=backend"));
+        assert_eq!((found[1].0.names.as_slice(), &found[1].1), (&["web".to_owned()][..], &None));
+        assert!(wanted(&choice(&["group/"])).is_err());
+        assert!(wanted(&choice(&["group/a b"])).is_err());
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! `ostler delete`: marks objects for deletion and waits until they are gone, processes included.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ostler_rpc::v1;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::client::{Client, selector, show};
@@ -109,11 +110,15 @@ fn wanted(ctx: &Ctx, args: &Args) -> Result<Vec<(Kind, v1::Selector)>, Error> {
     };
     if !args.filename.is_empty() {
         let mut wanted = Vec::new();
-        for document in FileArgs::new(args.filename.clone(), args.recursive).load(&ctx.settings)? {
+        let documents = FileArgs::new(args.filename.clone(), args.recursive).load(&ctx.settings)?;
+        let heights = heights(&documents.iter().map(|document| &document.json).collect::<Vec<_>>());
+        let mut documents: Vec<_> = heights.into_iter().zip(documents).collect();
+        documents.sort_by_key(|(height, _)| *height);
+        for (_, document) in documents {
             let kind = kinds::parse(&document.kind)?;
             wanted.push(one(kind, document.namespace.as_deref().unwrap_or_default(), &document.name));
         }
-        // What was made last may need what was made first.
+        // What depends on others goes before them; of the rest, what was made last may need what was made first.
         wanted.reverse();
         return Ok(wanted);
     }
@@ -128,6 +133,32 @@ fn wanted(ctx: &Ctx, args: &Args) -> Result<Vec<(Kind, v1::Selector)>, Error> {
         wanted.extend(target.names.iter().map(|name| one(target.kind, namespace, name)));
     }
     Ok(wanted)
+}
+
+/// How many of these objects, one after the other, have to be there before each one is started.
+fn heights(objects: &[&Value]) -> Vec<usize> {
+    let name = |object: &Value| (object["kind"].clone(), object["metadata"]["name"].clone());
+    let index: HashMap<_, _> = objects.iter().enumerate().map(|(index, object)| (name(object), index)).collect();
+    let on = |object: &Value| -> Vec<usize> {
+        let list = [&object["spec"]["dependsOn"], &object["spec"]["template"]["dependsOn"]];
+        let list = list.into_iter().filter_map(Value::as_array).flatten();
+        let process = |it: &Value| index.get(&("Process".into(), it["process"].clone())).copied();
+        let job = |it: &Value| index.get(&("Job".into(), it["job"].clone())).copied();
+        list.filter_map(|it| process(it).or_else(|| job(it))).collect()
+    };
+    let edges: Vec<Vec<usize>> = objects.iter().map(|object| on(object)).collect();
+    let mut heights = vec![0; objects.len()];
+    // As many rounds as the longest chain has links; no more than there are objects, should they be in a circle.
+    for _ in 0..objects.len() {
+        let before = heights.clone();
+        for (height, on) in heights.iter_mut().zip(&edges) {
+            *height = on.iter().map(|other| before[*other] + 1).max().unwrap_or(0);
+        }
+        if heights == before {
+            break;
+        }
+    }
+    heights
 }
 
 /// Waits until none of the objects is left.
@@ -181,4 +212,27 @@ pub(crate) async fn gone(ctx: &mut Ctx, objects: &[v1::Reference], deadline: Opt
         ctx.progress_done()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_depends_on_others_is_higher_than_they_are() {
+        let object = |kind: &str, name: &str, on: Value| {
+            let spec = if kind == "Job" { json!({"template": {"dependsOn": on}}) } else { json!({"dependsOn": on}) };
+            json!({"kind": kind, "metadata": {"name": name}, "spec": spec})
+        };
+        let objects = [
+            object("Process", "web", json!([{"process": "db"}, {"job": "setup"}, {"process": "elsewhere"}])),
+            object("Process", "db", json!([])),
+            object("Job", "setup", json!([{"process": "db"}])),
+            object("Process", "round", json!([{"process": "about"}])),
+            object("Process", "about", json!([{"process": "round"}])),
+        ];
+        assert_eq!(heights(&objects.iter().collect::<Vec<_>>())[..3], [2, 0, 1]);
+    }
 }

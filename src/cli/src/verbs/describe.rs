@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
-use ostler_core::kinds::{EndCause, ProcessSpec, Severities, Severity, SourceRevision};
+use ostler_core::kinds::{Dependency, EndCause, GROUP, ProcessSpec, Severities, Severity, SourceRevision};
 use ostler_core::restart;
 use ostler_core::threshold::Rules;
 use ostler_rpc::v1;
@@ -36,6 +36,13 @@ pub(crate) struct Args {
     /// Those with these labels
     #[arg(short = 'l', long, value_name = "LABELS")]
     selector: Option<String>,
+}
+
+/// "process/db (Ready, within 1m)"
+fn depends_on(dependency: &Dependency) -> String {
+    let (kind, name) = dependency.target();
+    let within = dependency.timeout.map_or(String::new(), |timeout| format!(", within {timeout}"));
+    format!("{}/{name} ({}{within})", kind.singular(), dependency.condition().name())
 }
 
 /// So many events are shown, the latest.
@@ -79,6 +86,7 @@ async fn page(client: &mut Client, kind: Kind, object: &v1::Object) -> Result<St
     match kind {
         Kind::Process => {
             page.process(&value);
+            page.needed_by(client, kind, &meta).await?;
             page.conditions(&value, now);
             let wanted =
                 v1::Selector { fields: format!("owner={}", meta.name()), ..selector(Kind::Instance, &namespace) };
@@ -86,6 +94,7 @@ async fn page(client: &mut Client, kind: Kind, object: &v1::Object) -> Result<St
         }
         Kind::Job => {
             page.job(&value, now);
+            page.needed_by(client, kind, &meta).await?;
             page.conditions(&value, now);
             let wanted =
                 v1::Selector { fields: format!("owner={}", meta.name()), ..selector(Kind::Instance, &namespace) };
@@ -372,7 +381,41 @@ impl Page {
             ),
         );
         self.field("Revision", &status["revision"]);
+        if let Some(group) = value["metadata"]["labels"][GROUP].as_str() {
+            self.line("Group", group);
+        }
+        self.depends_on(&spec["dependsOn"]);
         self.template(spec);
+    }
+
+    /// Who depends on a Process or Job.
+    async fn needed_by(&mut self, client: &mut Client, kind: Kind, meta: &views::Metadata) -> Result<(), Error> {
+        let namespace = meta.namespace.clone().unwrap_or_default();
+        let mut names = Vec::new();
+        for (other, path) in [(Kind::Process, "/spec/dependsOn"), (Kind::Job, "/spec/template/dependsOn")] {
+            for object in client.list(selector(other, &namespace)).await? {
+                let value: Value = serde_json::from_slice(&object.json)?;
+                let list = value.pointer(path).cloned().unwrap_or(Value::Array(Vec::new()));
+                let list: Vec<Dependency> = serde_json::from_value(list)?;
+                let waits = list.iter().find(|it| it.target() == (kind, meta.name()));
+                if let Some(dependency) = waits {
+                    let name = text(&value["metadata"]["name"]);
+                    names.push(format!("{}/{name} ({})", other.singular(), dependency.condition().name()));
+                }
+            }
+        }
+        if !names.is_empty() {
+            self.line("Needed by", names.join(", "));
+        }
+        Ok(())
+    }
+
+    fn depends_on(&mut self, list: &Value) {
+        let list: Result<Vec<Dependency>, _> = serde_json::from_value(list.clone());
+        let words = list.unwrap_or_default().iter().map(depends_on).collect::<Vec<_>>();
+        if !words.is_empty() {
+            self.line("Depends on", words.join(", "));
+        }
     }
 
     fn source(&mut self, value: &Value, now: Timestamp) {
@@ -433,6 +476,7 @@ impl Page {
         }
         self.field("Active deadline", &spec["activeDeadline"]);
         self.field("TTL", &spec["ttlAfterFinished"]);
+        self.depends_on(&spec["template"]["dependsOn"]);
         self.template(&spec["template"]);
     }
 

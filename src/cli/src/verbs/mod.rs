@@ -11,6 +11,7 @@ pub(crate) mod diff;
 pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod get;
+pub(crate) mod graph;
 pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod logs;

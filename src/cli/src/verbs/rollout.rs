@@ -227,7 +227,8 @@ async fn restart(ctx: &mut Ctx, target: &Target) -> Result<Exit, Error> {
     let selector = v1::Selector { names, ..selector(Kind::Process, ctx.settings.namespace()) };
     let action = v1::act_request::Action::Restart.into();
     let mut api = client.api.clone();
-    let answer = client.once(api.act(v1::ActRequest { action, selector: Some(selector), all: false })).await?;
+    let answer =
+        client.once(api.act(v1::ActRequest { action, selector: Some(selector), all: false, together: false })).await?;
     for acted in answer.results {
         let name = acted.object.as_ref().map(crate::client::show).unwrap_or_default();
         ctx.line(format_args!("{name} {}", acted.message))?;

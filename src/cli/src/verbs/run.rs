@@ -266,7 +266,8 @@ impl Foreground {
 
     async fn stop(&self, ctx: &Ctx) -> Result<(), Error> {
         let wanted = v1::Selector { names: vec![self.process.clone()], ..selector(Kind::Process, &self.namespace) };
-        let request = v1::ActRequest { action: Action::Stop.into(), selector: Some(wanted), all: false };
+        let request =
+            v1::ActRequest { action: Action::Stop.into(), selector: Some(wanted), all: false, together: false };
         let client = Client::connect(&ctx.settings).await?;
         let mut api = client.api.clone();
         client.once(api.act(request)).await?;

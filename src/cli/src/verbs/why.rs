@@ -111,7 +111,26 @@ async fn explain(
     let events = client.list(v1::Selector { fields, ..selector(Kind::Event, &metadata.namespace) }).await?;
     let events = events.iter().map(parse::<Event>).collect::<Result<Vec<_>, _>>()?;
     let last_words = last_words(ctx, instance).await?;
-    Ok(why::instance(&Facts { instance, process, siblings, events: &events, last_words: &last_words, now: now() }))
+    let (kind, owner) = match &instance.spec.job {
+        Some(share) => (Kind::Job, &share.name),
+        None => (Kind::Process, &instance.spec.process),
+    };
+    let pending = v1::Selector {
+        fields: "status.phase in (Pending,Failed)".to_owned(),
+        ..selector(Kind::Instance, &metadata.namespace)
+    };
+    let others = client.list(pending).await?;
+    let mut waiters = others.iter().map(parse::<Instance>).collect::<Result<Vec<_>, _>>()?;
+    waiters.retain(|other| why::waits_for(other, kind, owner));
+    Ok(why::instance(&Facts {
+        instance,
+        process,
+        siblings,
+        waiters: &waiters,
+        events: &events,
+        last_words: &last_words,
+        now: now(),
+    }))
 }
 
 /// What the attempt that ended last wrote last: to stderr, or else to stdout.

@@ -101,6 +101,9 @@ pub struct InstanceStatus {
     /// When it will be started again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_start_at: Option<Timestamp>,
+    /// Since when it waits for what it depends on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_since: Option<Timestamp>,
     /// Number of the last start that was asked for; numbers are never used twice.
     pub attempt: u64,
     /// Number of the last attempt whose end was recorded.

@@ -2,6 +2,7 @@
 
 mod config;
 mod cronjob;
+mod depend;
 mod event;
 mod external;
 mod instance;
@@ -24,6 +25,7 @@ pub use cronjob::{
     ConcurrencyPolicy, CronJob, CronJobSpec, CronJobStatus, INSTANTIATED_FROM, JobTemplateMetadata, JobTemplateSpec,
     SCHEDULED_AT,
 };
+pub use depend::{Dependency, DependencyCondition, GROUP, RESTARTED_TOGETHER_AT};
 pub use event::{Event, EventType, ObjectReference};
 pub use external::{Discovery, External, ExternalPhase, ExternalSpec, ExternalStatus};
 pub use instance::{

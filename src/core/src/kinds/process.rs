@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Check, Condition, EnvFile, EnvFromSource, EnvVarSource, Fallback, Limits, NotifyProbe, PastRevision, Probe,
-    ProbeKind, Resources, ResourcesStatus, Restart, Rollout, Thresholds, Update,
+    Check, Condition, Dependency, EnvFile, EnvFromSource, EnvVarSource, Fallback, Limits, NotifyProbe, PastRevision,
+    Probe, ProbeKind, Resources, ResourcesStatus, Restart, Rollout, Thresholds, Update,
 };
 use crate::meta::Metadata;
 use crate::quantity::Bytes;
@@ -120,6 +120,10 @@ pub struct ProcessSpec {
     /// What is kept of the output.
     #[serde(default)]
     pub logs: Logs,
+    /// What has to have happened before an instance is started. It orders starts, and the stops of what stops together
+    /// the other way round; nothing is stopped or restarted because of it. A start after a crash does not wait.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depends_on: Vec<Dependency>,
     /// What runs the command.
     #[serde(default)]
     pub driver: Driver,
@@ -413,7 +417,13 @@ impl ProcessSpec {
     /// What an instance is made from: the spec without what concerns all copies together.
     #[must_use]
     pub fn template(&self) -> Self {
-        Self { replicas: None, update: Update::default(), revision_history_limit: None, ..self.clone() }
+        Self {
+            replicas: None,
+            update: Update::default(),
+            revision_history_limit: None,
+            depends_on: Vec::new(),
+            ..self.clone()
+        }
     }
 
     /// This spec with the template of an earlier revision.
@@ -423,6 +433,7 @@ impl ProcessSpec {
             replicas: self.replicas,
             update: self.update.clone(),
             revision_history_limit: self.revision_history_limit,
+            depends_on: self.depends_on.clone(),
             ..template.clone()
         }
     }
@@ -491,6 +502,7 @@ impl ProcessSpec {
             readiness_probe: _,
             liveness_probe: _,
             logs: _,
+            depends_on: _,
             update: _,
             revision_history_limit: _,
         } = self;
@@ -567,6 +579,7 @@ mod tests {
             ("stop", serde_json::json!({"gracePeriod": "1s"})),
             ("logs", serde_json::json!({"maxFiles": 9})),
             ("restart", serde_json::json!({"profile": "Batch"})),
+            ("dependsOn", serde_json::json!([{"process": "db"}])),
             ("fallback", serde_json::json!({"command": ["true"]})),
             ("readinessProbe", serde_json::json!({"tcpSocket": {"port": 1}})),
             ("livenessProbe", serde_json::json!({"exec": {"command": ["true"]}, "interval": "1s"})),

@@ -12,6 +12,7 @@ use crate::kinds::{
     ViolationPolicy, set_condition,
 };
 use crate::limits::{self, EnforcedLimit};
+use crate::plan::depend::Waits;
 use crate::plan::output::{self, Output};
 use crate::plan::resources::{self, Levels};
 use crate::plan::{Note, health};
@@ -20,6 +21,12 @@ use crate::{kinds, restart, signal};
 
 /// The reason of an instance that waits for a ConfigMap or Secret.
 pub const CONFIG_ERROR: &str = "ConfigError";
+/// Reason of an instance that waits for what it depends on.
+pub const DEPENDENCY_NOT_READY: &str = "DependencyNotReady";
+/// Reason of an instance that has waited for too long; it goes on waiting.
+pub const DEPENDENCY_TIMEOUT: &str = "DependencyTimeout";
+/// Reason of an instance that runs until those that depend on it are stopped.
+pub const WAITS_FOR_DEPENDENTS: &str = "WaitsForDependents";
 
 /// What custody shows of one instance.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,6 +56,8 @@ pub struct Observed {
     pub output: Output,
     /// The limits that custody was asked to put into effect last, other than those it was started with.
     pub limited: Option<Box<Limits>>,
+    /// Whom it has to wait for.
+    pub waits: Option<Box<Waits>>,
     /// The ConfigMap or Secret that a start has to wait for.
     pub config_missing: Option<Box<str>>,
 }
@@ -497,7 +506,11 @@ impl Planner<'_> {
             (Want::Run, _) => self.verdict(attempt).map(|verdict| StopReason::of(verdict.cause)),
         };
         self.report_limits(attempt);
-        if self.plan.status.stopping.is_some() || reason.is_some() {
+        let first = self.goes_after();
+        if self.plan.status.stopping.is_none() && reason.is_some_and(StopReason::is_asked) && !first.is_empty() {
+            let message = format!("is stopped when {} no longer runs", first.join(", "));
+            self.enter(Phase::Running, WAITS_FOR_DEPENDENTS, message);
+        } else if self.plan.status.stopping.is_some() || reason.is_some() {
             self.stop(attempt, reason);
         } else {
             self.limit(attempt);
@@ -536,6 +549,11 @@ impl Planner<'_> {
     /// The limits that hold now.
     fn limits(&self) -> Option<Limits> {
         self.instance.spec.template.limits_in_effect(self.plan.status.resources.as_deref())
+    }
+
+    /// The instances that stop before it, because they depend on it.
+    fn goes_after(&self) -> &[String] {
+        self.observed.waits.as_deref().map_or(&[], |waits| &waits.stop)
     }
 
     /// What ends this attempt although nobody asked for it.
@@ -702,6 +720,9 @@ impl Planner<'_> {
 
     /// No process lives.
     fn idle(&mut self, want: Want) {
+        if want != Want::Run {
+            self.plan.status.waiting_since = None;
+        }
         match want {
             Want::Gone => {
                 if self.observed.attempts.is_empty() {
@@ -768,6 +789,13 @@ impl Planner<'_> {
             self.enter(Phase::Pending, CONFIG_ERROR, missing.to_string());
             return;
         }
+        // What crashed has been started in its turn, and what it needs may be waiting for it by now.
+        let in_turn = status.next_start_at.is_some() || status.fallback.is_some();
+        if !in_turn && self.waits_for_dependencies() {
+            return;
+        }
+        let status = &mut self.plan.status;
+        status.waiting_since = None;
         let goal = (&spec.revision, spec.restarted_at, spec.started_at);
         if (&status.revision, status.restarted_at, status.start_answered) != goal {
             // A controller that crashes after the start must find out what was started, or it would do it again.
@@ -789,6 +817,41 @@ impl Planner<'_> {
         let attempt = status.attempt;
         self.plan.actions.push(Action::Spawn { attempt });
         self.enter(Phase::Starting, "Starting", String::new());
+    }
+
+    /// Waits for what it depends on; whether there is something to wait for.
+    fn waits_for_dependencies(&mut self) -> bool {
+        let unmet = self.observed.waits.as_deref().map_or(&[][..], |waits| &waits.start);
+        if unmet.is_empty() {
+            return false;
+        }
+        let status = &mut self.plan.status;
+        let since = *status.waiting_since.get_or_insert(self.now);
+        let story = unmet.iter().map(|unmet| unmet.message.as_str()).collect::<Vec<_>>().join("; ");
+        let was_late = status.reason == DEPENDENCY_TIMEOUT;
+        let (mut late, mut wake) = (None, None);
+        for unmet in unmet {
+            let times_out = unmet.timeout.map(|timeout| since + timeout);
+            if times_out.is_some_and(|at| at <= self.now) {
+                late = late.or(unmet.timeout);
+            }
+            let later = times_out.into_iter().chain(unmet.met_at).filter(|at| *at > self.now).min();
+            wake = wake.into_iter().chain(later).min();
+        }
+        if let Some(at) = wake {
+            self.wake(at);
+        }
+        match late {
+            Some(timeout) => {
+                let message = format!("waited {timeout} for {story}");
+                if !was_late {
+                    self.plan.notes.push(Note::warning(DEPENDENCY_TIMEOUT, message.clone()));
+                }
+                self.enter(Phase::Failed, DEPENDENCY_TIMEOUT, message);
+            }
+            None => self.enter(Phase::Pending, DEPENDENCY_NOT_READY, format!("waits for {story}")),
+        }
+        true
     }
 
     fn is_final(&self) -> bool {

@@ -11,6 +11,8 @@ use crate::meta::Metadata;
 mod restarts;
 #[path = "thresholds_tests.rs"]
 mod thresholds;
+#[path = "wait_tests.rs"]
+mod waits;
 
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_micros(millis * 1000)

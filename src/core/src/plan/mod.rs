@@ -4,6 +4,7 @@
 //! tick, keeps nothing between calls, and yields nothing for a world that is as it should be.
 
 pub mod cronjob;
+pub mod depend;
 pub mod external;
 mod health;
 pub mod instance;

@@ -12,7 +12,7 @@ use super::{Note, rollout};
 use crate::backoff;
 use crate::kinds::{
     Backoff, Condition, Instance, InstanceSpec, PAUSED_AT, Phase, Process, ProcessSpec, ProcessStatus, RESTARTED_AT,
-    STOPPED_AT, Strategy, Truth, set_condition,
+    RESTARTED_TOGETHER_AT, STOPPED_AT, Strategy, Truth, set_condition,
 };
 use crate::plan::instance::CONFIG_ERROR;
 use crate::time::{Span, Timestamp};
@@ -100,6 +100,8 @@ pub(super) struct Goal {
     /// What instances keep that do not get it: the revision that was last rolled out completely, when it is another.
     pub(super) base: Option<(String, Arc<ProcessSpec>)>,
     pub(super) restarted_at: Option<Timestamp>,
+    /// A restart of the whole group has begun: nobody goes on meanwhile.
+    together: bool,
     pub(super) stopped_at: Option<Timestamp>,
     pub(super) paused: bool,
     pub(super) rolled_back: bool,
@@ -132,6 +134,9 @@ impl Goal {
             Some(_) | None => (declared.clone(), Arc::new(process.spec.template()), false),
         };
         let (surge, unavailable) = update.limits(replicas);
+        let together = restarted_at.is_some()
+            && time(process, RESTARTED_TOGETHER_AT) == restarted_at
+            && instances.iter().any(|instance| instance.spec.restarted_at < restarted_at);
         let rolling = status.rollout.as_deref().is_some_and(|rollout| rollout.replaces);
         Self {
             declared,
@@ -139,6 +144,7 @@ impl Goal {
             template,
             base,
             restarted_at,
+            together,
             stopped_at,
             paused: update.paused || process.metadata.annotations.contains_key(PAUSED_AT),
             rolled_back,
@@ -148,7 +154,7 @@ impl Goal {
             unavailable,
             partition: update.partition,
             min_ready: update.min_ready,
-            surging: rolling && stopped_at.is_none() && replicas > 0,
+            surging: rolling && !together && stopped_at.is_none() && replicas > 0,
         }
     }
 
@@ -368,7 +374,7 @@ fn roll(plan: &mut Plan, goal: &Goal, members: &Members<'_>) {
     let mut renewed = BTreeSet::new();
     let mut take = |instance: &Instance| {
         let counts = members.is_settled(instance);
-        let take = if !occupies(instance) {
+        let take = if !occupies(instance) || (goal.together && instance.spec.restarted_at < goal.restarted_at) {
             true
         } else if room > 0 && (!counts || spare > 0) {
             room -= 1;

@@ -172,6 +172,8 @@ impl Handle {
 pub(crate) struct Ending {
     /// Instances are stopped first, and killed then.
     stop_by: Option<Timestamp>,
+    /// Until then, an instance waits for those that depend on it.
+    order_until: Timestamp,
     /// When the keeper has to hear from us again.
     postponed_to: Timestamp,
 }
@@ -182,12 +184,20 @@ const POSTPONE: u32 = 10;
 impl Ending {
     /// Leaves the instances running.
     pub(crate) fn leaving() -> Self {
-        Self { stop_by: None, postponed_to: Timestamp::default() }
+        Self { stop_by: None, order_until: Timestamp::default(), postponed_to: Timestamp::default() }
     }
 
-    /// Stops the instances, and kills what lives at `deadline`.
-    pub(crate) fn stopping(deadline: Timestamp) -> Self {
-        Self { stop_by: Some(deadline), postponed_to: Timestamp::default() }
+    /// Stops the instances, and kills what lives after `within`. The last part of that time is for those whose turn has
+    /// not come by then: better a stop out of turn than none.
+    pub(crate) fn stopping(now: Timestamp, within: Span) -> Self {
+        let deadline = now + within;
+        let order_until = now + Span::from_micros(within.as_micros() / 4 * 3);
+        Self { stop_by: Some(deadline), order_until, postponed_to: Timestamp::default() }
+    }
+
+    /// Until when stops are in order, if instances are stopped.
+    pub(crate) fn order_until(&self) -> Option<Timestamp> {
+        self.stop_by.map(|_| self.order_until)
     }
 
     pub(crate) fn stop_by(&self) -> Option<Timestamp> {
@@ -217,7 +227,7 @@ impl<D: Driver> Controller<D> {
                 self.recorder.record(kind, &metadata, note, now);
             }
             Command::Shutdown(None) => self.begin_end(Ending::leaving()),
-            Command::Shutdown(Some(within)) => self.begin_end(Ending::stopping(self.now() + within)),
+            Command::Shutdown(Some(within)) => self.begin_end(Ending::stopping(self.now(), within)),
             Command::Upgrade(binary, reply) => {
                 if let Some(waiting) = self.upgrading.replace(reply) {
                     let _ = waiting.send(Err(ActError::Upgrade("another upgrade was asked for".to_owned())));
@@ -399,12 +409,13 @@ impl<D: Driver> Controller<D> {
 
     /// Ends the daemon; a second request can only make it quicker.
     pub(crate) fn begin_end(&mut self, ending: Ending) {
-        let merged = match (&self.ending, ending) {
-            (Some(Ending { stop_by: Some(before), .. }), Ending { stop_by: Some(after), .. }) => {
-                Ending::stopping((*before).min(after))
+        let merged = match self.ending.take() {
+            Some(before)
+                if before.stop_by.is_some() && ending.stop_by.is_none_or(|after| Some(after) > before.stop_by) =>
+            {
+                before
             }
-            (Some(Ending { stop_by: Some(before), .. }), Ending { stop_by: None, .. }) => Ending::stopping(*before),
-            (_, ending) => ending,
+            Some(_) | None => ending,
         };
         info!(stop_instances = merged.stop_by.is_some(), "ending");
         self.ending = Some(merged);
@@ -421,6 +432,14 @@ impl<D: Driver> Controller<D> {
         if now >= ending.postponed_to {
             ending.postponed_to = now + Span::from_secs(u64::from(POSTPONE) / 2);
             self.driver.submit(wire::Postpone { seconds: POSTPONE }.into());
+            let living = self.world.instances.iter().filter(|(_, entry)| entry.object.status.is_live());
+            let mut living: Vec<&str> = living.map(|(id, _)| &**id).collect();
+            living.sort_unstable();
+            let count = living.len();
+            living.truncate(20);
+            if count > 0 {
+                info!(count, instances = living.join(", "), "waiting for them to stop");
+            }
         }
         let busy = !self.custody.synced
             || self.queue.has_ready()

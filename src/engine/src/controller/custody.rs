@@ -47,7 +47,7 @@ impl<D: Driver> Controller<D> {
                     info!(signal = terminate.signal, "asked to end");
                     let tuning = *self.options.tuning.borrow();
                     let ending = if tuning.stop_on_terminate {
-                        Ending::stopping(self.now() + tuning.shutdown_deadline)
+                        Ending::stopping(self.now(), tuning.shutdown_deadline)
                     } else {
                         Ending::leaving()
                     };

@@ -37,8 +37,10 @@ impl<D: Driver> Controller<D> {
         let missing = (entry.object.status.phase != Phase::Running && ostler_core::config::refers(spec))
             .then(|| self.world.resolve(&entry.object.metadata.namespace, spec, &self.vault).missing)
             .flatten();
+        let waits = self.waits(id, now);
         let Some(entry) = self.world.instances.get_mut(id) else { return };
         entry.observed.config_missing = missing.map(String::into_boxed_str);
+        entry.observed.waits = waits;
         entry.observed.shutdown = self.ending.as_ref().and_then(super::commands::Ending::stop_by);
         entry.observed.recorded = entry.stored >= entry.needs;
         let plan = plan(&entry.object, &entry.observed, now);

@@ -66,14 +66,18 @@ impl<D: Driver> Controller<D> {
         if !self.custody.synced {
             return;
         }
+        let runs = runs_of(job_id);
+        self.wake_dependents(&runs);
         let Some(entry) = self.world.jobs.get(job_id) else {
-            self.collect_orphaned_instances(&runs_of(job_id), now);
+            self.world.dependencies.set(&runs, "", &[]);
+            self.collect_orphaned_instances(&runs, now);
             return;
         };
+        let Job { metadata, spec, .. } = &entry.object;
+        self.world.dependencies.set(&runs, &metadata.namespace, &spec.template.spec().depends_on);
         if entry.writing {
             return;
         }
-        let runs = runs_of(job_id);
         let instances: Vec<&Instance> = self.world.instances_of(&runs).map(|entry| &entry.object).collect();
         let plan = job::plan(&entry.object, &instances, now);
         let (metadata, revision) = (entry.object.metadata.clone(), entry.revision);

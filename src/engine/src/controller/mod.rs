@@ -4,6 +4,7 @@ mod board;
 mod commands;
 mod config;
 mod custody;
+mod depend;
 mod health;
 mod instances;
 mod jobs;

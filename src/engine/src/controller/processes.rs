@@ -25,7 +25,9 @@ impl<D: Driver> Controller<D> {
             return;
         }
         self.observer.looking(process_id, self.world.processes.get(process_id).map(|entry| &entry.object));
+        self.wake_dependents(process_id);
         let Some(entry) = self.world.processes.get(process_id) else {
+            self.world.dependencies.set(process_id, "", &[]);
             self.collect_orphaned_instances(process_id, now);
             return;
         };
@@ -39,6 +41,7 @@ impl<D: Driver> Controller<D> {
         }
         let made = [plan.create.len(), plan.update.len(), plan.delete.len()];
         self.observer.planned_process(process_id, &object, &plan.status, made);
+        self.world.dependencies.set(process_id, &object.metadata.namespace, &object.spec.depends_on);
         let relabel: Vec<Id> = self
             .world
             .instances_of(process_id)

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use super::Request;
 use super::config::Held;
+use super::depend::Dependencies;
 use super::health::Probing;
 use super::thresholds::Watching;
 
@@ -113,7 +114,7 @@ pub(crate) fn runs_of(job: &Id) -> Id {
 }
 
 /// Whose instance it is, as a key of [`World::by_process`].
-fn owner(instance: &Instance) -> Id {
+pub(crate) fn owner(instance: &Instance) -> Id {
     let id = id(&instance.metadata.namespace, instance.spec.owner());
     if instance.spec.job.is_some() { runs_of(&id) } else { id }
 }
@@ -153,6 +154,7 @@ pub(crate) struct World {
     pub(crate) by_uid: HashMap<Arc<str>, Id>,
     /// Id of a process, or [`runs_of`] a job → its instances by ordinal.
     pub(crate) by_process: HashMap<Id, BTreeMap<u32, Id>>,
+    pub(crate) dependencies: Dependencies,
     /// One copy of each template, whoever uses it.
     templates: HashMap<String, Arc<ProcessSpec>>,
 }
@@ -292,6 +294,7 @@ impl World {
                     !entry.object.metadata.is_deleting() && entry.forget.is_empty() && entry.stored == entry.version
                 }
                 Phase::Backoff => status.next_start_at.is_some(),
+                Phase::Pending if entry.observed.waits.is_some() => entry.stored == entry.version,
                 Phase::Pending | Phase::Starting | Phase::Stopping | Phase::Stuck | Phase::Lost | Phase::Unknown => {
                     false
                 }
@@ -320,11 +323,12 @@ impl World {
             entry.object.status.rollout.iter_mut().filter_map(|it| it.progressed_at.as_mut()).for_each(shift);
         }
         for entry in self.instances.values_mut() {
-            let InstanceStatus { next_start_at, breaker, stopping, started_at, conditions, .. } =
+            let InstanceStatus { next_start_at, waiting_since, breaker, stopping, started_at, conditions, .. } =
                 &mut entry.object.status;
             // How long it has been ready decides whether it is available.
             conditions.iter_mut().filter_map(|it| it.last_transition_time.as_mut()).for_each(shift);
             next_start_at.iter_mut().for_each(shift);
+            waiting_since.iter_mut().for_each(shift);
             started_at.iter_mut().for_each(shift);
             breaker.open_until.iter_mut().for_each(shift);
             breaker.failures.iter_mut().for_each(shift);

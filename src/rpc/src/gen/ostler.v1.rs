@@ -303,6 +303,9 @@ pub struct ActRequest {
     pub selector: ::core::option::Option<Selector>,
     #[prost(bool, tag = "3")]
     pub all: bool,
+    /// Processes are restarted all at once: stopped in the reverse order of their dependencies, then started in that order.
+    #[prost(bool, tag = "4")]
+    pub together: bool,
 }
 /// Nested message and enum types in `ActRequest`.
 pub mod act_request {

@@ -132,7 +132,7 @@ async fn apply(
 async fn act(client: &mut Client, action: Action, processes: &BTreeSet<(String, String)>) -> Result<(), Error> {
     for (namespace, name) in processes {
         let wanted = v1::Selector { names: vec![name.clone()], ..selector(Kind::Process, namespace) };
-        let request = v1::ActRequest { action: action.into(), selector: Some(wanted), all: false };
+        let request = v1::ActRequest { action: action.into(), selector: Some(wanted), all: false, together: false };
         let mut api = client.api.clone();
         client.once(api.act(request)).await?;
     }
