@@ -97,7 +97,8 @@ fn a_directory_is_applied_and_its_changes_move_only_what_changed() {
     assert!(daemon.ok(&["sync", "apps"]).starts_with("source/apps synced: "));
     let described = daemon.ok(&["describe", "source/apps"]);
     assert!(described.contains("In force:") && described.contains("1 deleted"), "{described}");
-    let web = daemon.get("process", "b");
+    let web = daemon.ok(&["get", "process", "b", "-o", "json", "--show-managed-fields"]);
+    let web: Value = serde_json::from_str(&web).unwrap();
     assert_eq!(web["metadata"]["annotations"]["ostler.dev/source"], "apps");
     assert_eq!(web["metadata"]["managedFields"][0]["manager"], "source/apps");
 }
@@ -107,6 +108,9 @@ fn nothing_is_written_and_nothing_restarts_without_a_change() {
     let (daemon, apps) = watching(&[("a.yaml", version("a", 1)), ("b.yaml", version("b", 1))]);
     let before = running(&daemon, &["a-0", "b-0"]);
     daemon.ok(&["wait", "source/apps", "--for=condition=Healthy", "--timeout=30s"]);
+    for name in ["process/a", "process/b"] {
+        daemon.ok(&["rollout", "status", name, "--timeout", "30s"]);
+    }
     let look = || daemon.ok(&["get", "processes,instances", "-o", "yaml"]);
     let content = wait_until("the daemon to be settled", || {
         let first = look();
@@ -122,9 +126,9 @@ fn nothing_is_written_and_nothing_restarts_without_a_change() {
     daemon.ok(&["sync"]);
     assert_eq!(look(), content, "something was written");
     assert_eq!(running(&daemon, &["a-0", "b-0"]), before);
-    // By hand, the same objects: nothing of theirs changes either.
-    daemon.ok(&["apply", "-f", "apps"]);
-    assert_eq!(look(), content);
+    // By hand, the same objects: they have one owner more, and nothing else changes.
+    assert_eq!(daemon.ok(&["apply", "-f", "apps"]), "process/a unchanged\nprocess/b unchanged\n");
+    assert_eq!(running(&daemon, &["a-0", "b-0"]), before);
 }
 
 #[test]

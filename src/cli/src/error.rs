@@ -86,6 +86,11 @@ impl Error {
         matches!(self, Error::Server(error) if error.code == Code::NotFound)
     }
 
+    /// Whether somebody else changed the object meanwhile.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(self, Error::Server(error) if error.reason == "Conflict")
+    }
+
     /// Whether the daemon went away or restarts: trying again may help.
     pub(crate) fn is_transient(&self) -> bool {
         match self {

@@ -196,6 +196,11 @@ impl ostler_server::Ostler for Service {
         world.apply.take().unwrap_or_else(|| Ok(v1::ApplyResponse::default())).map(Response::new)
     }
 
+    async fn patch(&self, request: Request<v1::PatchRequest>) -> Result<Response<v1::PatchResponse>, Status> {
+        let wanted = request.into_inner().object.unwrap_or_default();
+        Err(not_found(&wanted.kind, &wanted.name))
+    }
+
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::Object>, Status> {
         let wanted = request.into_inner().object.unwrap_or_default();
         let key = (wanted.kind.clone(), wanted.namespace, wanted.name.clone());

@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod breaker;
 pub mod config;
 pub mod expand;
+pub mod fields;
 pub mod graph;
 pub mod kinds;
 pub mod labels;

@@ -82,6 +82,9 @@ pub struct ManagedFields {
     /// When it last changed something.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Timestamp>,
+    /// The fields it set, in Kubernetes' notation: `f:NAME` is a field, `k:{"name":"X"}` the item of that name.
+    #[serde(default, rename = "fieldsV1", skip_serializing_if = "Option::is_none")]
+    pub fields_v1: Option<serde_json::Value>,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -89,13 +92,6 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl Metadata {
-    /// Takes note that `manager` applied the object at `now`.
-    pub fn applied_by(&mut self, manager: &str, now: Timestamp) {
-        let entry = ManagedFields { manager: manager.to_owned(), operation: "Apply".to_owned(), time: Some(now) };
-        self.managed_fields.retain(|known| known.manager != manager || known.operation != entry.operation);
-        self.managed_fields.push(entry);
-    }
-
     /// Whether deletion was asked for.
     pub fn is_deleting(&self) -> bool {
         self.deletion_timestamp.is_some()

@@ -7,15 +7,16 @@ use ostler_core::config;
 use ostler_core::kinds::{
     Instance, Job, JobSpec, Namespace, PAUSED_AT, PortNumber, Process, ProcessSpec, STOPPED_AT, Secret, TRACEPARENT,
 };
-use ostler_core::object::{Applicable, decode, key};
+use ostler_core::object::{Applicable, DecodeError, decode, key};
 use ostler_core::plan::process::instance_name;
-use ostler_core::{Kind, Metadata};
+use ostler_core::{Kind, Metadata, fields};
 use ostler_engine::vault::Vault;
 use ostler_store::{Entry, Expect, Key, Op, Revision};
 use serde_json::Value;
 
 use crate::dependencies;
 use crate::error::{ApiError, Cause, Reason};
+use crate::ownership::{self, Mode, Written};
 use crate::secrets;
 use crate::select::Selection;
 use crate::service::{Service, join_trace, now};
@@ -64,6 +65,7 @@ impl Service {
         objects: &[Bytes],
         dry_run: bool,
         manager: &str,
+        force: bool,
     ) -> Result<(Vec<Applied>, Revision), ApiError> {
         if objects.len() > MOST {
             return Err(ApiError::bad(format!("{} objects in one request, at most {MOST} are allowed", objects.len())));
@@ -74,7 +76,7 @@ impl Service {
             self.controller.vault().prepare(others)?;
         }
         self.transact(|| {
-            let (mut ops, applied) = self.decide(&wanted, manager, dry_run)?;
+            let (mut ops, applied) = self.decide(&wanted, manager, Mode::Apply { force }, dry_run)?;
             if dry_run {
                 ops.clear();
             }
@@ -83,10 +85,17 @@ impl Service {
         .await
     }
 
-    fn decide(&self, wanted: &[Wanted], manager: &str, dry_run: bool) -> Result<(Vec<Op>, Vec<Applied>), ApiError> {
+    pub(crate) fn decide(
+        &self,
+        wanted: &[Wanted],
+        manager: &str,
+        mode: Mode,
+        dry_run: bool,
+    ) -> Result<(Vec<Op>, Vec<Applied>), ApiError> {
         let mut ops = Vec::new();
         let mut applied = Vec::with_capacity(wanted.len());
         let mut causes = Vec::new();
+        let mut conflicts = false;
         for (index, want) in wanted.iter().enumerate() {
             let mut complain = |field: &str, message: String| {
                 causes.push(Cause { object: index, field: field.to_owned(), message });
@@ -114,10 +123,11 @@ impl Service {
                 complain("", format!("{} {name:?} is being deleted; apply it again when it is gone", kind.resource()));
                 continue;
             }
-            let merged = merge(want, live.as_ref(), manager);
-            let (mut object, outcome) = match merged {
+            let (mut object, outcome) = match merge(want, live.as_ref(), manager, mode) {
                 Ok(merged) => merged,
-                Err(errors) => {
+                Err(refused) => {
+                    conflicts |= matches!(refused, Refused::Conflicts(_));
+                    let (Refused::Conflicts(errors) | Refused::Invalid(errors)) = refused;
                     for (field, message) in errors {
                         complain(&field, message);
                     }
@@ -149,16 +159,17 @@ impl Service {
             if outcome != Outcome::Unchanged && !dry_run {
                 join_trace(object.metadata_mut());
             }
-            if let (Applicable::Secret(secret), Outcome::Created | Outcome::Configured) = (&mut object, outcome) {
+            // Who owns a field may change while nothing else does.
+            let is_same = outcome == Outcome::Unchanged
+                && live.as_ref().is_some_and(|live| live.metadata().managed_fields == object.metadata().managed_fields);
+            if let (Applicable::Secret(secret), false) = (&mut object, is_same) {
                 secrets::seal(secret, self.controller.vault())?;
             }
-            let after: Bytes = match (&before, outcome) {
-                (Some(entry), Outcome::Unchanged) => entry.value.clone(),
-                (_, Outcome::Created | Outcome::Configured | Outcome::Unchanged) => {
-                    serde_json::to_vec(&object.to_json()).unwrap_or_default().into()
-                }
+            let after: Bytes = match &before {
+                Some(entry) if is_same => entry.value.clone(),
+                Some(_) | None => serde_json::to_vec(&object.to_json()).unwrap_or_default().into(),
             };
-            if outcome != Outcome::Unchanged {
+            if !is_same {
                 let expect = before.as_ref().map_or(Expect::Absent, |entry| Expect::Revision(entry.revision));
                 ops.push(Op::put(store_key, after.clone(), expect));
             }
@@ -170,7 +181,17 @@ impl Service {
             let objects: Vec<&Applicable> = wanted.iter().map(|want| &want.object).collect();
             ops.extend(dependencies::check(&self.store, &objects, &mut causes));
         }
-        if causes.is_empty() { Ok((ops, applied)) } else { Err(invalid(causes)) }
+        if causes.is_empty() {
+            return Ok((ops, applied));
+        }
+        let error = invalid(causes);
+        Err(if conflicts {
+            let hint =
+                "agree on the value, leave the field out of the manifest, or take it over with --force-conflicts";
+            ApiError { reason: Reason::Conflict, ..error }.hint(hint)
+        } else {
+            error
+        })
     }
 
     fn check_namespace(&self, namespace: &str, wanted: &[Wanted]) -> Result<(), String> {
@@ -362,13 +383,13 @@ fn frozen(new: &JobSpec, old: &JobSpec) -> FieldErrors {
 }
 
 /// One object of a request.
-struct Wanted {
+pub(crate) struct Wanted {
     object: Applicable,
-    /// The manifest leaves the number of replicas to whoever set it last.
-    keeps_replicas: bool,
+    /// What its manifest says, without defaults.
+    content: Value,
 }
 
-fn parse(objects: &[Bytes]) -> Result<Vec<Wanted>, ApiError> {
+pub(crate) fn parse(objects: &[Bytes]) -> Result<Vec<Wanted>, ApiError> {
     let mut wanted = Vec::with_capacity(objects.len());
     let mut causes = Vec::new();
     let mut seen: HashMap<(Kind, String, String), usize> = HashMap::new();
@@ -395,8 +416,9 @@ fn parse(objects: &[Bytes]) -> Result<Vec<Wanted>, ApiError> {
                         format!("the same object as number {} of this request", first + 1),
                     );
                 }
-                let keeps_replicas = matches!(&object, Applicable::Process(process) if process.spec.replicas.is_none());
-                wanted.push(Wanted { object, keeps_replicas });
+                // What is given as text is stored as bytes, and so are its keys owned.
+                let written = if kind == Kind::Secret { object.to_json() } else { value };
+                wanted.push(Wanted { object, content: ownership::content(&written) });
             }
             Err(errors) => {
                 for error in errors {
@@ -417,7 +439,7 @@ fn invalid(causes: Vec<Cause>) -> ApiError {
     ApiError { causes, ..ApiError::new(Reason::Invalid, message) }
 }
 
-fn live(kind: Kind, json: &[u8], vault: &Vault) -> Result<Applicable, String> {
+pub(crate) fn live(kind: Kind, json: &[u8], vault: &Vault) -> Result<Applicable, String> {
     let value: Value = serde_json::from_slice(json).map_err(|why| why.to_string())?;
     match kind {
         Kind::Namespace => decode(&value).map(Applicable::Namespace).map_err(|why| why.to_string()),
@@ -438,61 +460,95 @@ fn live(kind: Kind, json: &[u8], vault: &Vault) -> Result<Applicable, String> {
 
 type FieldErrors = Vec<(String, String)>;
 
-/// The object as it will be stored: spec and labels of the manifest, everything that is ours from the live one.
-fn merge(want: &Wanted, live: Option<&Applicable>, manager: &str) -> Result<(Applicable, Outcome), FieldErrors> {
-    let mut object = want.object.clone();
-    match (&mut object, live) {
-        (Applicable::Process(new), Some(Applicable::Process(old))) => {
-            if want.keeps_replicas {
-                new.spec.replicas = old.spec.replicas;
-                // What was valid with one copy need not be with as many as there are.
-                let errors = ostler_core::validate::process(new);
-                if !errors.is_empty() {
-                    return Err(errors.into_iter().map(|error| (error.field, error.message)).collect());
-                }
-            }
+/// Why one object is not written.
+enum Refused {
+    /// It breaks rules.
+    Invalid(FieldErrors),
+    /// Others set fields otherwise.
+    Conflicts(FieldErrors),
+}
+
+/// The object as it will be stored.
+fn merge(
+    want: &Wanted,
+    live: Option<&Applicable>,
+    manager: &str,
+    mode: Mode,
+) -> Result<(Applicable, Outcome), Refused> {
+    let Some(live) = live else { return Ok((create(want, manager, mode), Outcome::Created)) };
+    let before = live.to_json();
+    let conflict = |conflict: fields::Conflict| {
+        let field = fields::show(&conflict.path);
+        let value = match fields::get(&before, &conflict.path) {
+            Some(value) if live.kind() != Kind::Secret => format!("to {value} "),
+            Some(_) | None => String::new(),
+        };
+        (field, format!("was set {value}by {:?}", conflict.manager))
+    };
+    let Written { content, managed } =
+        ownership::write(&ownership::content(&before), live.metadata(), &want.content, manager, mode)
+            .map_err(|conflicts| Refused::Conflicts(conflicts.into_iter().map(conflict).collect()))?;
+    let mut merged = ownership::with_content(&before, &content);
+    if live.kind() == Kind::Process && merged["spec"].get("replicas").is_none() {
+        // Who leaves the number out leaves it to whoever set it last.
+        merged["spec"]["replicas"] = before["spec"]["replicas"].clone();
+    }
+    let invalid =
+        |errors: Vec<DecodeError>| Refused::Invalid(errors.into_iter().map(|it| (it.field, it.message)).collect());
+    let mut object = Applicable::from_json(&merged).map_err(invalid)?;
+    let spec_changed = carry_over(&mut object, live).map_err(Refused::Invalid)?;
+    let old = live.metadata();
+    let new = object.metadata_mut();
+    let (labels, mut annotations) = (std::mem::take(&mut new.labels), std::mem::take(&mut new.annotations));
+    annotations.extend(old.annotations.get(TRACEPARENT).map(|trace| (TRACEPARENT.to_owned(), trace.clone())));
+    let changed = spec_changed || labels != old.labels || annotations != old.annotations;
+    *new = Metadata { labels, annotations, managed_fields: managed, ..old.clone() };
+    if !changed {
+        return Ok((object, Outcome::Unchanged));
+    }
+    if spec_changed {
+        new.generation += 1;
+    }
+    Ok((object, Outcome::Configured))
+}
+
+/// Takes over the status, and checks what may not change; whether something changed of what is declared.
+fn carry_over(new: &mut Applicable, old: &Applicable) -> Result<bool, FieldErrors> {
+    Ok(match (new, old) {
+        (Applicable::Process(new), Applicable::Process(old)) => {
             new.status = old.status.clone();
-            let changed = new.spec != old.spec;
-            let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
-            Ok((object, outcome))
+            new.spec != old.spec
         }
-        (Applicable::Job(new), Some(Applicable::Job(old))) => {
-            new.spec.suspend = new.spec.suspend.or(old.spec.suspend);
+        (Applicable::Job(new), Applicable::Job(old)) => {
             let errors = frozen(&new.spec, &old.spec);
             if !errors.is_empty() {
                 return Err(errors);
             }
             new.status = old.status.clone();
-            let changed = new.spec != old.spec;
-            let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
-            Ok((object, outcome))
+            new.spec != old.spec
         }
-        (Applicable::CronJob(new), Some(Applicable::CronJob(old))) => {
-            new.spec.suspend = new.spec.suspend.or(old.spec.suspend);
+        (Applicable::CronJob(new), Applicable::CronJob(old)) => {
             new.status = old.status.clone();
-            let changed = new.spec != old.spec;
-            let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
-            Ok((object, outcome))
+            new.spec != old.spec
         }
-        (Applicable::Namespace(new), Some(Applicable::Namespace(old))) => {
+        (Applicable::Namespace(new), Applicable::Namespace(old)) => {
             new.status = old.status.clone();
-            let outcome = merge_metadata(&mut new.metadata, &old.metadata, false, manager);
-            Ok((object, outcome))
+            false
         }
-        (Applicable::External(new), Some(Applicable::External(old))) => {
+        (Applicable::Source(new), Applicable::Source(old)) => {
             new.status = old.status.clone();
-            let changed = new.spec != old.spec;
-            let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
-            Ok((object, outcome))
+            new.spec != old.spec
         }
-        (Applicable::ConfigMap(new), Some(Applicable::ConfigMap(old))) => {
+        (Applicable::External(new), Applicable::External(old)) => {
+            new.status = old.status.clone();
+            new.spec != old.spec
+        }
+        (Applicable::ConfigMap(new), Applicable::ConfigMap(old)) => {
             let content = (&new.data, &new.binary_data) != (&old.data, &old.binary_data);
             check_immutable(old.immutable, new.immutable, content)?;
-            let changed = content || new.immutable != old.immutable;
-            let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
-            Ok((object, outcome))
+            content || new.immutable != old.immutable
         }
-        (Applicable::Secret(new), Some(Applicable::Secret(old))) => {
+        (Applicable::Secret(new), Applicable::Secret(old)) => {
             let bytes = |secret: &Secret| -> Vec<_> {
                 secret.data.iter().map(|(key, value)| (key.clone(), config::decode(&value.0))).collect()
             };
@@ -502,41 +558,51 @@ fn merge(want: &Wanted, live: Option<&Applicable>, manager: &str) -> Result<(App
                 let message = format!("cannot be changed from {}; delete the secret first", old.secret_type);
                 return Err(vec![("type".to_owned(), message)]);
             }
-            let changed = content || new.immutable != old.immutable;
-            let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
-            Ok((object, outcome))
+            content || new.immutable != old.immutable
         }
-        (Applicable::Source(new), Some(Applicable::Source(old))) => {
-            new.status = old.status.clone();
-            let changed = new.spec != old.spec;
-            let outcome = merge_metadata(&mut new.metadata, &old.metadata, changed, manager);
-            Ok((object, outcome))
+        (
+            Applicable::Process(_)
+            | Applicable::Job(_)
+            | Applicable::CronJob(_)
+            | Applicable::Namespace(_)
+            | Applicable::Source(_)
+            | Applicable::External(_)
+            | Applicable::ConfigMap(_)
+            | Applicable::Secret(_),
+            _,
+        ) => unreachable!("one key has one kind"),
+    })
+}
+
+/// The object as it will be stored the first time.
+fn create(want: &Wanted, manager: &str, mode: Mode) -> Applicable {
+    let mut object = want.object.clone();
+    match &mut object {
+        Applicable::Process(process) => {
+            process.spec.replicas = Some(process.spec.replicas());
+            process.status = ostler_core::kinds::ProcessStatus::default();
         }
-        (object_ref, _) => {
-            match object_ref {
-                Applicable::Process(process) => {
-                    process.spec.replicas = Some(process.spec.replicas());
-                    process.status = ostler_core::kinds::ProcessStatus::default();
-                }
-                Applicable::Job(job) => job.status = ostler_core::kinds::JobStatus::default(),
-                Applicable::CronJob(cronjob) => cronjob.status = ostler_core::kinds::CronJobStatus::default(),
-                Applicable::Source(source) => source.status = ostler_core::kinds::SourceStatus::default(),
-                Applicable::External(external) => {
-                    external.status = ostler_core::kinds::ExternalStatus::default();
-                }
-                Applicable::Namespace(_) | Applicable::ConfigMap(_) | Applicable::Secret(_) => {}
-            }
-            let metadata = object.metadata_mut();
-            *metadata = Metadata {
-                uid: uuid::Uuid::new_v4().to_string(),
-                generation: 1,
-                creation_timestamp: Some(now()),
-                ..given(metadata)
-            };
-            metadata.applied_by(manager, now());
-            Ok((object, Outcome::Created))
-        }
+        Applicable::Job(job) => job.status = ostler_core::kinds::JobStatus::default(),
+        Applicable::CronJob(cronjob) => cronjob.status = ostler_core::kinds::CronJobStatus::default(),
+        Applicable::Source(source) => source.status = ostler_core::kinds::SourceStatus::default(),
+        Applicable::External(external) => external.status = ostler_core::kinds::ExternalStatus::default(),
+        Applicable::Namespace(_) | Applicable::ConfigMap(_) | Applicable::Secret(_) => {}
     }
+    // Nobody set anything of what does not exist: there are no conflicts.
+    let nothing = Metadata::default();
+    let managed = ownership::write(&Value::Null, &nothing, &want.content, manager, mode)
+        .map(|written| written.managed)
+        .unwrap_or_default();
+    let metadata = object.metadata_mut();
+    *metadata = Metadata {
+        uid: uuid::Uuid::new_v4().to_string(),
+        generation: 1,
+        creation_timestamp: Some(now()),
+        managed_fields: managed,
+        ..given(metadata)
+    };
+    metadata.annotations.remove(TRACEPARENT);
+    object
 }
 
 /// What is immutable stays as it is, and stays immutable.
@@ -558,27 +624,6 @@ fn given(metadata: &Metadata) -> Metadata {
         annotations: metadata.annotations.clone(),
         ..Metadata::default()
     }
-}
-
-fn merge_metadata(new: &mut Metadata, old: &Metadata, spec_changed: bool, manager: &str) -> Outcome {
-    let mut annotations = new.annotations.clone();
-    // A manifest that was written from a live object; which trace its change belongs to is ours to say.
-    annotations.remove(TRACEPARENT);
-    for (key, value) in &old.annotations {
-        if key.starts_with("ostler.dev/") {
-            annotations.entry(key.clone()).or_insert_with(|| value.clone());
-        }
-    }
-    let changed = spec_changed || annotations != old.annotations || new.labels != old.labels;
-    *new = Metadata { annotations, labels: new.labels.clone(), ..old.clone() };
-    if !changed {
-        return Outcome::Unchanged;
-    }
-    if spec_changed {
-        new.generation += 1;
-    }
-    new.applied_by(manager, now());
-    Outcome::Configured
 }
 
 fn fixed_ports(spec: &ProcessSpec) -> impl Iterator<Item = u16> {

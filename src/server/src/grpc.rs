@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use crate::apply::{Applied, EffectKind, Outcome};
 use crate::error::{ApiError, Reason};
 use crate::logs::LogQuery;
+use crate::patch::Patch;
 use crate::rollout::RolloutAction;
 use crate::secrets::Reveal;
 use crate::select::{self, Selection};
@@ -212,9 +213,27 @@ impl Ostler for Service {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Answer<v1::ApplyResponse> {
         let request = request.into_inner();
         let manager = if request.field_manager.is_empty() { "ostler apply" } else { &request.field_manager };
-        let (results, revision) = Service::apply(self, &request.objects, request.dry_run, manager).await?;
+        let (results, revision) =
+            Service::apply(self, &request.objects, request.dry_run, manager, request.force_conflicts).await?;
         let results = results.into_iter().map(|result| applied(self, result, revision)).collect::<Result<_, _>>()?;
         Ok(Response::new(v1::ApplyResponse { results, revision }))
+    }
+
+    async fn patch(&self, request: Request<v1::PatchRequest>) -> Answer<v1::PatchResponse> {
+        use v1::patch_request::Type;
+        let request = request.into_inner();
+        let bad = |why: serde_json::Error| ApiError::bad(format!("the patch: {why}"));
+        let patch = match request.r#type() {
+            Type::Merge => Patch::Merge(serde_json::from_slice(&request.patch).map_err(bad)?),
+            Type::Json => Patch::Json(serde_json::from_slice(&request.patch).map_err(bad)?),
+            Type::Replace => Patch::Replace(serde_json::from_slice(&request.patch).map_err(bad)?),
+        };
+        let manager = if request.field_manager.is_empty() { "ostler patch" } else { &request.field_manager };
+        let wanted = request.object.unwrap_or_default();
+        let object = (select::kind(&wanted.kind)?, wanted.namespace.as_str(), wanted.name.as_str());
+        let expected = (request.revision != 0).then_some(request.revision);
+        let (result, revision) = Service::patch(self, object, &patch, expected, request.dry_run, manager).await?;
+        Ok(Response::new(v1::PatchResponse { result: Some(applied(self, result, revision)?), revision }))
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::Object> {

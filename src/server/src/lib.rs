@@ -11,6 +11,8 @@ mod error;
 pub mod grpc;
 mod logs;
 mod mutate;
+mod ownership;
+mod patch;
 mod rollout;
 mod secrets;
 mod select;

@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{ApiError, Cause, Reason};
+use crate::ownership;
 use crate::select::Selection;
 use crate::service::{Service, join_trace, now};
 
@@ -472,7 +473,10 @@ impl Service {
                 if object.spec.replicas() == replicas {
                     return Ok((Vec::new(), false));
                 }
+                let before = serde_json::json!({"spec": {"replicas": object.spec.replicas}});
                 object.spec.replicas = Some(replicas);
+                let after = serde_json::json!({"spec": {"replicas": replicas}});
+                ownership::note_update(&mut object.metadata, "ostler scale", &before, &after);
                 object.metadata.generation += 1;
                 let errors = validate::process(&object);
                 if !errors.is_empty() {

@@ -13,6 +13,7 @@ use ostler_store::{Expect, Op, Revision};
 use crate::apply::{self, Applied};
 use crate::error::{ApiError, Cause, Reason};
 use crate::mutate::{put, read};
+use crate::ownership;
 use crate::select::Selection;
 use crate::service::{Service, now};
 
@@ -21,7 +22,8 @@ pub(crate) struct Gate(Service);
 
 impl Cluster for Gate {
     async fn apply(&self, objects: Vec<Bytes>, dry_run: bool, manager: &str) -> Result<Vec<Outcome>, Refused> {
-        let (applied, _) = self.0.apply(&objects, dry_run, manager).await.map_err(refused)?;
+        // What the directory says overrules what was set by hand: who wants otherwise says so in the Source.
+        let (applied, _) = self.0.apply(&objects, dry_run, manager, true).await.map_err(refused)?;
         let outcome = |applied: Applied| Outcome {
             changed: applied.outcome != apply::Outcome::Unchanged,
             before: applied.before.map(|entry| entry.value),
@@ -117,7 +119,8 @@ impl Service {
                     spec: SourceSpec::new(path.clone()),
                     status: SourceStatus::default(),
                 };
-                source.metadata.applied_by("ostler serve", now());
+                let after = serde_json::json!({"spec": {"path": path}});
+                ownership::note_update(&mut source.metadata, "ostler serve", &serde_json::Value::Null, &after);
                 check(&source)?;
                 let value =
                     serde_json::to_vec(&source).map_err(|why| ApiError::new(Reason::InternalError, why.to_string()))?;
@@ -134,9 +137,11 @@ impl Service {
                 )
                 .hint("apply an object of kind Source with another name, instead of --watch"));
             }
+            let before = serde_json::json!({"spec": {"path": source.spec.path}});
+            let after = serde_json::json!({"spec": {"path": path}});
+            ownership::note_update(&mut source.metadata, "ostler serve", &before, &after);
             source.spec.path.clone_from(&path);
             source.metadata.generation += 1;
-            source.metadata.applied_by("ostler serve", now());
             check(&source)?;
             Ok((vec![put(&entry, &source)?], ()))
         })
@@ -186,7 +191,7 @@ impl Service {
         })?;
         let objects: Vec<Bytes> = preview.objects.iter().map(|object| object.json.clone()).collect();
         let manager = format!("source/{name}");
-        let (results, revision) = self.apply(&objects, true, &manager).await.map_err(|mut error| {
+        let (results, revision) = self.apply(&objects, true, &manager, true).await.map_err(|mut error| {
             let place = |cause: &Cause| {
                 preview.objects.get(cause.object).map_or_else(
                     || cause.message.clone(),

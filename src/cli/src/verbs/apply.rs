@@ -29,13 +29,20 @@ see what will.
 Examples:
   ostler apply -f web.yaml
   ostler apply -f manifests -R --wait --timeout 30s
-  generate | ostler apply -f - --dry-run")]
+  generate | ostler apply -f - --dry-run
+  ostler apply -f web.yaml --force-conflicts   # also what was scaled or edited by hand")]
 pub(crate) struct Args {
     #[command(flatten)]
     files: FileArgs,
     /// Check and report, change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Take over fields that others set to other values
+    #[arg(long)]
+    force_conflicts: bool,
+    /// Name of who applies, for the ownership of fields
+    #[arg(long, value_name = "NAME", default_value = MANAGER)]
+    field_manager: String,
     /// Wait until every applied process is ready, and every applied job complete
     #[arg(long, conflicts_with = "dry_run")]
     wait: bool,
@@ -47,7 +54,8 @@ pub(crate) struct Args {
 pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
     let documents = args.files.load(&ctx.settings)?;
     let mut client = Client::connect(&ctx.settings).await?;
-    let answer = send(&mut client, &documents, args.dry_run).await?;
+    let how = How { dry_run: args.dry_run, force_conflicts: args.force_conflicts, field_manager: args.field_manager };
+    let answer = send(&mut client, &documents, how).await?;
     report(ctx, &answer, args.dry_run)?;
     if args.wait {
         wait_ready(ctx, &answer, args.timeout).await?;
@@ -55,13 +63,20 @@ pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
     Ok(Exit::Ok)
 }
 
+/// Who applies unless told otherwise.
+pub(crate) const MANAGER: &str = "ostler apply";
+
+/// How documents are applied.
+pub(crate) struct How {
+    pub(crate) dry_run: bool,
+    pub(crate) force_conflicts: bool,
+    pub(crate) field_manager: String,
+}
+
 /// Applies documents; errors name their places in the files.
-pub(crate) async fn send(
-    client: &mut Client,
-    documents: &[Document],
-    dry_run: bool,
-) -> Result<v1::ApplyResponse, Error> {
-    let request = v1::ApplyRequest { objects: encode(documents), dry_run, field_manager: "ostler apply".into() };
+pub(crate) async fn send(client: &mut Client, documents: &[Document], how: How) -> Result<v1::ApplyResponse, Error> {
+    let How { dry_run, force_conflicts, field_manager } = how;
+    let request = v1::ApplyRequest { objects: encode(documents), dry_run, force_conflicts, field_manager };
     let mut api = client.api.clone();
     client.once(api.apply(request)).await.map_err(|error| locate(error, documents))
 }

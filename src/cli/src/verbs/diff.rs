@@ -14,6 +14,7 @@ use crate::exit::Exit;
 use crate::kinds::Kind;
 use crate::output::json::yaml;
 use crate::output::table::Style;
+use crate::verbs::apply::{How, MANAGER};
 
 /// Show what an apply, or a sync of a Source, would change and restart
 #[derive(Debug, clap::Args)]
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// What a sync of this Source would do
     #[arg(long, value_name = "NAME", conflicts_with_all = ["filename", "recursive"])]
     source: Option<String>,
+    /// As with `apply --force-conflicts`
+    #[arg(long, conflicts_with = "source")]
+    force_conflicts: bool,
 }
 
 pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
@@ -42,7 +46,8 @@ pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
     }
     let documents = FileArgs::new(args.filename, args.recursive).load(&ctx.settings)?;
     let mut client = Client::connect(&ctx.settings).await?;
-    let answer = super::apply::send(&mut client, &documents, true).await?;
+    let how = How { dry_run: true, force_conflicts: args.force_conflicts, field_manager: MANAGER.to_owned() };
+    let answer = super::apply::send(&mut client, &documents, how).await?;
     let differs = show_all(ctx, &answer.results)?;
     Ok(if differs { Exit::Failure } else { Exit::Ok })
 }
@@ -85,11 +90,15 @@ fn show_all(ctx: &mut Ctx, results: &[v1::Applied]) -> Result<bool, Error> {
         if applied.result() == v1::applied::Result::Unchanged {
             continue;
         }
-        differs = true;
         let reference = applied.object.clone().unwrap_or_default();
         let place = place(&reference);
         let before = shown(applied.before.as_ref())?;
         let after = shown(applied.after.as_ref())?;
+        // Who sets a field is no difference to what runs.
+        if before == after && applied.effects.is_empty() {
+            continue;
+        }
+        differs = true;
         let text = unified(&before, &after, &place);
         if ctx.terminal.color {
             ctx.out.write_all(colored(&text).as_bytes())?;

@@ -68,6 +68,9 @@ pub(crate) struct Args {
     /// Show the values of secrets
     #[arg(long)]
     show_secrets: bool,
+    /// Show metadata.managedFields: who set which field
+    #[arg(long)]
+    show_managed_fields: bool,
 }
 
 /// How objects are shown.
@@ -80,6 +83,8 @@ pub(crate) struct Show {
     pub(crate) sort_by: Option<Template>,
     /// Names as KIND/NAME.
     pub(crate) kinds: bool,
+    /// With metadata.managedFields.
+    pub(crate) managed_fields: bool,
 }
 
 /// What a watch shows.
@@ -100,6 +105,7 @@ pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
         labels: args.show_labels,
         sort_by: args.sort_by.clone(),
         kinds: targets.len() > 1,
+        managed_fields: args.show_managed_fields,
     };
     let named = targets.iter().any(|target| !target.names.is_empty());
     if named && (args.selector.is_some() || args.all_namespaces) {
@@ -176,14 +182,22 @@ pub(crate) fn print_objects(
             }
             return Ok(());
         }
-        // Only a terminal and sorting need the objects as trees.
-        Format::Json if !single && !ctx.terminal.stdout && show.sort_by.is_none() => {
+        // Only a terminal, sorting and what is left out need the objects as trees.
+        Format::Json
+            if !single
+                && !ctx.terminal.stdout
+                && show.sort_by.is_none()
+                && (show.managed_fields || groups.iter().all(|(kind, _)| !is_managed(*kind))) =>
+        {
             write_list(&mut *ctx.out, objects())?;
             return Ok(());
         }
         Format::Json | Format::Yaml | Format::JsonPath(_) => {}
     }
     let mut items = objects().map(value).collect::<Result<Vec<_>, _>>()?;
+    if !show.managed_fields {
+        items.iter_mut().for_each(hide_managed_fields);
+    }
     if let Some(path) = &show.sort_by {
         items.sort_by(|a, b| compare(path.find(a).first().copied(), path.find(b).first().copied()));
     }
@@ -195,6 +209,17 @@ pub(crate) fn print_objects(
         Format::Table | Format::Wide | Format::Name => {}
     }
     Ok(())
+}
+
+/// Whether it is noted who set which field of objects of the kind: of what Ostler makes, it is not.
+fn is_managed(kind: Kind) -> bool {
+    !matches!(kind, Kind::Instance | Kind::Event)
+}
+
+fn hide_managed_fields(object: &mut Value) {
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.remove("managedFields");
+    }
 }
 
 /// Numbers by size, everything else as text; what is missing comes first.
@@ -350,9 +375,18 @@ fn one(ctx: &mut Ctx, kind: Kind, object: &v1::Object, show: &Show) -> Result<()
         Format::Name => {
             writeln!(ctx.out, "{}/{}", kind.singular(), views::name(&object.json).unwrap_or_default())?;
         }
-        Format::Json => write_pretty(&mut *ctx.out, &value(object)?)?,
-        Format::Yaml => write!(ctx.out, "---\n{}", yaml(&value(object)?)?)?,
-        Format::JsonPath(template) => write!(ctx.out, "{}", template.render(&value(object)?))?,
+        Format::Json | Format::Yaml | Format::JsonPath(_) => {
+            let mut object = value(object)?;
+            if !show.managed_fields {
+                hide_managed_fields(&mut object);
+            }
+            match &show.format {
+                Format::Json => write_pretty(&mut *ctx.out, &object)?,
+                Format::Yaml => write!(ctx.out, "---\n{}", yaml(&object)?)?,
+                Format::JsonPath(template) => write!(ctx.out, "{}", template.render(&object))?,
+                Format::Name | Format::Table | Format::Wide => {}
+            }
+        }
         Format::Table | Format::Wide => {}
     }
     Ok(())

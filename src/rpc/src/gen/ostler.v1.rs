@@ -49,6 +49,82 @@ pub struct ApplyRequest {
     /// Who applies: "ostler apply" unless told otherwise.
     #[prost(string, tag = "3")]
     pub field_manager: ::prost::alloc::string::String,
+    /// Take over fields that others set to other values; without it they are conflicts: ABORTED, with every field and who
+    /// set it as causes.
+    #[prost(bool, tag = "4")]
+    pub force_conflicts: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PatchRequest {
+    #[prost(message, optional, tag = "1")]
+    pub object: ::core::option::Option<Reference>,
+    #[prost(enumeration = "patch_request::Type", tag = "2")]
+    pub r#type: i32,
+    /// JSON
+    #[prost(bytes = "vec", tag = "3")]
+    pub patch: ::prost::alloc::vec::Vec<u8>,
+    /// Who patches: "ostler patch" unless told otherwise.
+    #[prost(string, tag = "4")]
+    pub field_manager: ::prost::alloc::string::String,
+    /// Decide and report everything, change nothing.
+    #[prost(bool, tag = "5")]
+    pub dry_run: bool,
+    /// when not 0: only if the object was last written at this revision
+    #[prost(uint64, tag = "6")]
+    pub revision: u64,
+}
+/// Nested message and enum types in `PatchRequest`.
+pub mod patch_request {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Type {
+        /// RFC 7386: what is given is set, null removes.
+        Merge = 0,
+        /// RFC 6902: a list of operations.
+        Json = 1,
+        /// The whole object as it is to be.
+        Replace = 2,
+    }
+    impl Type {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Merge => "TYPE_MERGE",
+                Self::Json => "TYPE_JSON",
+                Self::Replace => "TYPE_REPLACE",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "TYPE_MERGE" => Some(Self::Merge),
+                "TYPE_JSON" => Some(Self::Json),
+                "TYPE_REPLACE" => Some(Self::Replace),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PatchResponse {
+    #[prost(message, optional, tag = "1")]
+    pub result: ::core::option::Option<Applied>,
+    /// The store's revision after the change.
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ApplyResponse {
@@ -950,6 +1026,25 @@ pub mod ostler_client {
             req.extensions_mut().insert(GrpcMethod::new("ostler.v1.Ostler", "Apply"));
             self.inner.unary(req, path, codec).await
         }
+        /// Changes labels, annotations or spec of one object. Acknowledged only after the change is on disk.
+        pub async fn patch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PatchRequest>,
+        ) -> std::result::Result<tonic::Response<super::PatchResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ostler.v1.Ostler/Patch");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ostler.v1.Ostler", "Patch"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn get(
             &mut self,
             request: impl tonic::IntoRequest<super::GetRequest>,
@@ -1367,6 +1462,11 @@ pub mod ostler_server {
             &self,
             request: tonic::Request<super::ApplyRequest>,
         ) -> std::result::Result<tonic::Response<super::ApplyResponse>, tonic::Status>;
+        /// Changes labels, annotations or spec of one object. Acknowledged only after the change is on disk.
+        async fn patch(
+            &self,
+            request: tonic::Request<super::PatchRequest>,
+        ) -> std::result::Result<tonic::Response<super::PatchResponse>, tonic::Status>;
         async fn get(
             &self,
             request: tonic::Request<super::GetRequest>,
@@ -1591,6 +1691,49 @@ pub mod ostler_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ApplySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ostler.v1.Ostler/Patch" => {
+                    #[allow(non_camel_case_types)]
+                    struct PatchSvc<T: Ostler>(pub Arc<T>);
+                    impl<T: Ostler> tonic::server::UnaryService<super::PatchRequest>
+                    for PatchSvc<T> {
+                        type Response = super::PatchResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PatchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Ostler>::patch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PatchSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

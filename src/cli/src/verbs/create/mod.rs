@@ -105,7 +105,7 @@ pub(super) async fn make(ctx: &Ctx, kind: Kind, object: &Value, manager: &str) -
         }
     }
     let objects = vec![Bytes::from(object.to_string())];
-    let request = v1::ApplyRequest { objects, dry_run: false, field_manager: manager.into() };
+    let request = v1::ApplyRequest { objects, dry_run: false, field_manager: manager.into(), force_conflicts: false };
     client.once(api.apply(request)).await
 }
 
