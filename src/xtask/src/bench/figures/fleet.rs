@@ -139,8 +139,20 @@ pub(super) fn idle(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
 
 /// The cost of a sample as the daemon counts it itself, and of everything together while nothing else happens.
 pub(super) fn sampling(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
-    let daemon = Daemon::ready(bench, "sampling")?;
-    apply(bench, &daemon, &fleet(bench, &daemon, bench.instances)?, bench.instances)?;
+    sampled(bench, "sampling", "", "of one process each")
+}
+
+/// The same where each sample is compared with levels that nobody exceeds, of everything that is read each time.
+pub(super) fn thresholds(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
+    const LEVELS: &str = "  restart: {startupGrace: 0s}\n  resources:\n    thresholds:\n      memory: {warning: 1Ti, critical: 2Ti}\n      \
+                          cpu: {critical: '900'}\n      processes: {critical: 100000}\n      threads: {critical: 100000}\n";
+    sampled(bench, "thresholds", LEVELS, "with four thresholds each")
+}
+
+fn sampled(bench: &Bench, name: &'static str, spec: &str, kind: &str) -> anyhow::Result<Vec<Figure>> {
+    let daemon = Daemon::ready(bench, name)?;
+    let manifest = process("fleet", bench.instances, &bench.board.command(&[]), spec);
+    apply(bench, &daemon, &daemon.manifest("fleet.yaml", &manifest)?, bench.instances)?;
     daemon.settle(Duration::from_secs(10))?;
     let cost = || -> anyhow::Result<(f64, f64)> {
         let info: serde_json::Value = serde_json::from_str(&daemon.cli(&["info", "-o", "json"])?)?;
@@ -157,11 +169,11 @@ pub(super) fn sampling(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
         each.push((later - nanos) / (more - samples) / 1e3);
     }
     daemon.stop()?;
-    let what = format!("CPU per sample, {} instances of one process each", bench.instances);
-    let idle = format!("CPU per second, {} instances sampled every 10 s", bench.instances);
+    let what = format!("CPU per sample, {} instances {kind}", bench.instances);
+    let idle = format!("CPU per second, {} instances {kind}, sampled every 10 s", bench.instances);
     Ok(vec![
-        Figure::median("sampling", what, "us", Target::AtMost(10.0), each),
-        Figure::median("sampling", idle, "ms", Target::AtMost(3.0), all),
+        Figure::median(name, what, "us", Target::AtMost(10.0), each),
+        Figure::median(name, idle, "ms", Target::AtMost(3.0), all),
     ])
 }
 

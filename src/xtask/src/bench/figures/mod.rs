@@ -20,13 +20,14 @@ pub(crate) struct Measurement {
 }
 
 /// All of them, in the order they run.
-pub(crate) const ALL: [Measurement; 14] = [
+pub(crate) const ALL: [Measurement; 15] = [
     Measurement { name: "start", what: "serve on an existing store until its processes exist", run: one::start },
     Measurement { name: "apply", what: "one manifest, one process with many replicas", run: fleet::apply_replicas },
     Measurement { name: "apply-docs", what: "one manifest, many processes", run: fleet::apply_documents },
     Measurement { name: "restart", what: "from the kill of an instance to its replacement", run: one::restart },
     Measurement { name: "memory", what: "memory of keeper and controller", run: fleet::memory },
     Measurement { name: "sampling", what: "what it costs to know what instances use", run: fleet::sampling },
+    Measurement { name: "thresholds", what: "what it costs to compare that with levels", run: fleet::thresholds },
     Measurement { name: "idle", what: "CPU time while nothing happens", run: fleet::idle },
     Measurement { name: "telemetry", what: "the same work with telemetry off and on", run: telemetry::telemetry },
     Measurement { name: "logs", what: "log capture", run: logs::capture },
