@@ -1,7 +1,8 @@
 //! What instances and the machine use, as the API tells it.
 
 use ostler_core::Kind;
-use ostler_core::kinds::Instance;
+use ostler_core::kinds::{Instance, Measure};
+use ostler_core::threshold::Rules;
 use ostler_core::usage::Network;
 use ostler_engine::usage::{Id, Sample, Sampler};
 use ostler_rpc::v1;
@@ -64,7 +65,13 @@ pub(crate) async fn read(sampler: &Sampler, kind: Kind, entries: &[Entry], pss: 
 /// What counts as its limit of memory.
 fn memory_limit(entry: &Entry) -> Option<u64> {
     let instance: Instance = serde_json::from_slice(&entry.value).ok()?;
-    Some(instance.spec.template.limits_in_effect(instance.status.resources.as_deref())?.memory?.0)
+    let (spec, status) = (&instance.spec.template, instance.status.resources.as_deref());
+    let limit = spec.limits_in_effect(status).and_then(|limits| limits.memory).map(|bytes| bytes.0);
+    // Without a wall, where something is done about it.
+    limit.or_else(|| {
+        let rules = Rules::of(spec, status)?;
+        rules.thresholds.iter().find(|(threshold, _)| threshold.measure == Measure::Memory)?.0.critical
+    })
 }
 
 fn told(sample: &Sample, memory_limit: Option<u64>) -> v1::InstanceUsage {
