@@ -237,7 +237,7 @@ fn what_people_did_is_explained() {
         "halted-0",
         &[
             "instance/halted-0: Stopped",
-            "  spec    revision REVISION of process/halted, generation 1: sleep 100000",
+            "  spec    revision REVISION of process/halted, generation 2: sleep 100000",
             "  now     does not run since SPAN",
             "  end     attempt 1: ended by SIGTERM, SPAN ago; stopped by hand",
             "  policy  stopped by hand: no policy starts it",
