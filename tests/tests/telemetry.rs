@@ -179,8 +179,7 @@ impl Heard {
     }
 }
 
-const QUICK: [(&str, &str); 3] =
-    [("OTEL_METRIC_EXPORT_INTERVAL", "500"), ("OTEL_BSP_SCHEDULE_DELAY", "100"), ("OTEL_BLRP_SCHEDULE_DELAY", "100")];
+const QUICK: [(&str, &str); 2] = [("OTEL_METRIC_EXPORT_INTERVAL", "500"), ("OTEL_BSP_SCHEDULE_DELAY", "100")];
 
 fn setup(args: &[&str]) -> Setup {
     QUICK.iter().fold(Setup::default().args(args), |setup, (name, value)| setup.env(name, value))
@@ -513,6 +512,11 @@ fn a_collector_that_dies_lies_and_returns_stops_nothing() {
         crashes(&daemon, 1);
         heard.listen().spans().any(|span| span.name == "spawn").then_some(())
     });
+    // Output waited in its files meanwhile.
+    wait_until("output at the new collector", || {
+        let metrics = http(metrics_port, "/metrics")?;
+        value(&metrics, "ostler_telemetry_items_total{outcome=\"sent\",signal=\"logs\"}").filter(|sent| *sent >= 100.0)
+    });
     drop(second);
     let began = Instant::now();
     daemon.ok(&["shutdown"]);
@@ -529,6 +533,31 @@ fn crashes(daemon: &Daemon, rounds: u64) -> Duration {
         daemon.instance_when("web-0", "running again", |it| it.restarts() > restarts && it.ready());
     }
     began.elapsed()
+}
+
+/// Names of the threads of a process.
+fn threads(pid: i32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    tasks
+        .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok())
+        .map(|name| name.trim().to_owned())
+        .collect()
+}
+
+#[test]
+fn without_telemetry_nothing_of_it_runs_or_is_written() {
+    let is_ours = |name: &String| ["telemetry", "OpenTelemetry", "output"].iter().any(|it| name.starts_with(it));
+    let daemon = Setup::default().start();
+    daemon.apply_ready(&manifest::shell("web", "echo told=$TRACEPARENT; exec sleep 1000").to_string());
+    let said = wait_until("its output", || Some(daemon.output("web-0", "stdout")).filter(|said| !said.is_empty()));
+    assert_eq!(String::from_utf8(said).unwrap(), "told=\n");
+    assert!(daemon.get("process", "web")["metadata"]["annotations"]["ostler.dev/traceparent"].is_null());
+    let without = threads(daemon.controller().unwrap().pid);
+    assert!(!without.iter().any(is_ours), "{without:?}");
+    let nobody = format!("http://127.0.0.1:{}", port());
+    let daemon = setup(&["--metrics-listen", "127.0.0.1:0", "--otlp-endpoint", &nobody, "--otlp-logs"]).start();
+    let with = threads(daemon.controller().unwrap().pid);
+    assert!(with.iter().filter(|name| is_ours(name)).count() >= 4, "{with:?}");
 }
 
 #[test]

@@ -156,7 +156,10 @@ pub fn begin(settings: &Settings) -> Result<Option<Telemetry>, Error> {
                 .with_timeout(ATTEMPT)
                 .build()
                 .map_err(|why| Error::Endpoint { endpoint: endpoint.clone(), why: why.to_string() })?;
-            let queue = LogBatch::default().with_max_queue_size(records::QUEUE).with_scheduled_delay(records::DELAY);
+            let queue = LogBatch::default()
+                .with_max_queue_size(records::QUEUE)
+                .with_max_export_batch_size(records::BATCH)
+                .with_scheduled_delay(records::DELAY);
             let processor = BatchLogProcessor::builder(Watched::new("logs", exporter, &health))
                 .with_batch_config(queue.build())
                 .build();

@@ -15,6 +15,8 @@ use crate::export::Health;
 
 /// Records that wait for the collector at most.
 pub(crate) const QUEUE: usize = 4096;
+/// Records that are sent together at most: with the longest lines they have to fit into the 4 MiB that collectors take.
+pub(crate) const BATCH: usize = 64;
 /// How long records wait for company.
 pub(crate) const DELAY: Duration = Duration::from_millis(500);
 
