@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use ostler_core::Span;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use super::{DELAY, environment_is_not_inherited};
 use crate::Error;
-use crate::draft::{Draft, Names};
+use crate::draft::{Draft, Names, dns_name};
 use crate::fields::{Fields, texts};
 use crate::notes::Notes;
 use crate::tree::{self, Node, Value};
@@ -128,7 +128,7 @@ fn process(mut draft: Draft, mut fields: Fields, project: &Project, notes: &mut 
             notes.lost(line, &fields.path(key), why);
         }
     }
-    fields.lost(&["depends_on"], "there is no order of starts; the process has to wait or be restarted", notes);
+    depends_on(&mut draft, &mut fields, notes);
     fields.lost(&["readiness_probe", "liveness_probe", "ready_log_line"], "a process is ready when it runs", notes);
     fields.lost(&["launch_timeout_seconds"], "only of use with is_daemon", notes);
     fields.lost(&["schedule"], "there are no schedules", notes);
@@ -137,6 +137,41 @@ fn process(mut draft: Draft, mut fields: Fields, project: &Project, notes: &mut 
     fields.hint(&["disable_ansi_colors"], "output is kept as it was written", notes);
     fields.finish(notes);
     draft.finish(notes)
+}
+
+/// What has to have happened before the start.
+fn depends_on(draft: &mut Draft, fields: &mut Fields, notes: &mut Notes) {
+    let Some(entry) = fields.take("depends_on") else { return };
+    let about = fields.path("depends_on");
+    let Value::Map(others) = &entry.node.value else {
+        notes.lost(entry.line, &about, "is not a mapping of processes to conditions");
+        return;
+    };
+    let mut list = Vec::new();
+    for other in others {
+        let about = format!("{about}.{}", other.key);
+        let condition = match other.node.value.get("condition") {
+            Some(Value::Text(text)) => text.as_str(),
+            Some(Value::Null | Value::List(_) | Value::Map(_)) | None => "process_started",
+        };
+        let condition = match condition {
+            "process_started" => "Started",
+            "process_healthy" | "process_log_ready" => "Ready",
+            "process_completed_successfully" => "Completed",
+            "process_completed" => {
+                notes.near(other.line, &about, "Completed means with success; a failure is waited out");
+                "Completed"
+            }
+            unknown => {
+                notes.lost(other.line, &about, format!("there is no condition {unknown:?}"));
+                continue;
+            }
+        };
+        list.push(json!({"process": dns_name(&other.key), "condition": condition}));
+    }
+    if !list.is_empty() {
+        draft.set("dependsOn", list);
+    }
 }
 
 /// Texts of a file, in which process-compose replaces templates and variables.

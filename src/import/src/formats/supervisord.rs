@@ -82,7 +82,7 @@ fn group(name: &str, section: Section, groups: &mut BTreeMap<String, (String, u3
             groups.insert(program.to_owned(), (name.to_owned(), line));
         }
     }
-    fields.lost(&["priority"], "there is no order of starts", notes);
+    fields.lost(&["priority"], "starts are ordered by what they depend on: spec.dependsOn", notes);
     fields.finish(notes);
 }
 
@@ -192,7 +192,7 @@ fn program(
     }
     logs(&mut draft, &mut fields, notes);
     fields.lost(&["umask"], "the file mode mask is the daemon's: set it there, or by sh -c 'umask 022; exec …'", notes);
-    fields.lost(&["priority"], "there is no order of starts", notes);
+    fields.lost(&["priority"], "starts are ordered by what they depend on: spec.dependsOn", notes);
     fields.hint(&["serverurl"], "concerns supervisord itself", notes);
     if let Some((false, line)) = fields.flag("autostart", notes) {
         draft.disable(line, &fields.path("autostart"), notes);

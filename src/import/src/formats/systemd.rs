@@ -118,7 +118,8 @@ fn unit(draft: &mut Draft, unit: &mut Fields, specifiers: &Specifiers, notes: &m
             if services.is_empty() {
                 notes.hint(entry.line, &about, "processes start when the daemon does; order that after the same units");
             } else {
-                notes.lost(entry.line, &about, format!("there is no order of starts ({})", services.join(" ")));
+                let how = "if it is imported too, name it in spec.dependsOn";
+                notes.lost(entry.line, &about, format!("{}: {how}", services.join(" ")));
             }
         }
     }
