@@ -68,9 +68,10 @@ fn each_policy_does_what_it_says_and_a_warning_nothing() {
     assert!(obeyed("restart").exists());
     let described = daemon.ok(&["describe", "instance/restart-0"]);
     assert!(described.contains("50Mi") && described.contains("500ms"), "{described}");
-    // Twice as high is more than it needs.
+    // How much Python takes besides decides whether 87 MiB are enough, or 100.
     let adjusted = daemon.instance_when("restartadjusted-0", "left alone", |it| {
-        it.restarts() >= 3 && it.phase() == "Running" && it.0["status"]["resources"]["adjusted"][0]["percent"] == 175
+        let percent = it.0["status"]["resources"]["adjusted"][0]["percent"].as_u64();
+        it.restarts() >= 3 && it.phase() == "Running" && percent >= Some(175)
     });
     assert_eq!(adjusted.0["status"]["resources"]["adjusted"][0]["resource"], "memory");
     told(&daemon, "restartadjusted", "Adjusted");
