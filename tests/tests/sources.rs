@@ -114,7 +114,8 @@ fn nothing_is_written_and_nothing_restarts_without_a_change() {
     let look = || daemon.ok(&["get", "processes,instances", "-o", "yaml"]);
     let content = wait_until("the daemon to be settled", || {
         let first = look();
-        (first == look()).then_some(first)
+        // A rollout is over a moment after its last instance is ready.
+        (!first.contains("progressedAt") && first == look()).then_some(first)
     });
     // The same content once more, in the same file and in another one.
     write(&apps.join("a.yaml"), &version("a", 1));
@@ -381,6 +382,18 @@ fn deletions_have_a_limit_that_can_be_lifted() {
     }
     assert!(preview.stderr.contains("would refuse"), "{}", preview.stderr);
     assert_eq!(running(&daemon, &["a-0", "b-0", "c-0", "d-0"]), before, "a diff changed something");
+    // What was allowed to another revision is not allowed to this one.
+    let mut object = told("apps", &apps, &json!({}));
+    let request = format!("2100-01-01T00:00:00Z allow-prune {}", "0".repeat(64));
+    object["metadata"]["annotations"] = json!({"ostler.dev/syncRequestedAt": request});
+    daemon.apply(&object.to_string());
+    wait_until("the request to be carried out", || {
+        let at = source(&daemon, "apps")["status"]["lastHandledSync"].as_str()?.to_owned();
+        at.starts_with("2100-").then_some(())
+    });
+    out_of_sync(&daemon, "apps", "TooManyDeletions");
+    assert_eq!(running(&daemon, &["a-0", "b-0", "c-0", "d-0"]), before);
+    // The clock was set back since, one would think; a request is a request.
     daemon.ok(&["sync", "apps", "--allow-prune"]);
     has_version(&daemon, "a-0", 2);
     running(&daemon, &["a-0"]);
@@ -394,6 +407,38 @@ fn deletions_have_a_limit_that_can_be_lifted() {
     running(&daemon, &["e-0", "f-0"]);
     let said = daemon.ok(&["sync", "apps"]);
     assert!(said.contains("kept: process/e"), "{said}");
+}
+
+#[test]
+fn what_is_on_its_way_is_not_deleted() {
+    let objects = [("a.yaml", version("a", 1)), ("b.yaml", version("b", 1)), ("c.yaml", version("c", 1))];
+    let (daemon, apps) = with_source(&json!({"maxDeletions": 1}), &objects);
+    let before = running(&daemon, &["a-0", "b-0", "c-0"]);
+    // Somebody replaces the directory, one file after the other.
+    for name in ["b", "c"] {
+        fs::remove_file(apps.join(name).with_extension("yaml")).unwrap();
+    }
+    write(&apps.join("a.yaml"), &version("a", 1));
+    let why = out_of_sync(&daemon, "apps", "Settling");
+    assert!(why.starts_with("2 objects"), "{why}");
+    write(&apps.join("c.yaml"), &version("c", 1));
+    wait_until("the next look", || {
+        let (_, _, why) = condition(&source(&daemon, "apps"), "Synced");
+        why.starts_with("1 objects").then_some(())
+    });
+    write(&apps.join("b.yaml"), &version("b", 1));
+    wait_until("all to be there", || (condition(&source(&daemon, "apps"), "Synced").0 == "True").then_some(()));
+    assert_eq!(running(&daemon, &["a-0", "b-0", "c-0"]), before);
+    assert!(!daemon.ok(&["events"]).contains("TooManyDeletions"));
+    // What does not come back goes; one of the same name that is made again has brought nothing.
+    fs::remove_file(apps.join("b.yaml")).unwrap();
+    running(&daemon, &["a-0", "c-0"]);
+    for _ in 0..3 {
+        daemon.ok(&["delete", "source/apps"]);
+        daemon.apply(&told("apps", &apps, &json!({})).to_string());
+    }
+    write(&apps.join("d.yaml"), &version("d", 1));
+    running(&daemon, &["a-0", "c-0", "d-0"]);
 }
 
 #[test]
@@ -464,6 +509,20 @@ fn drift_is_healed_unless_told_otherwise() {
     assert_eq!(source(&daemon, "apps")["status"]["drift"][0], "process/a: spec.replicas 2 → 3");
     daemon.ok(&["sync", "apps"]);
     running(&daemon, &["a-0", "a-1", "b-0"]);
+    // It is also told while the directory is wrong, and nobody knows what it should be set back to.
+    fs::write(apps.join("c.yaml"), "kind: [").unwrap();
+    out_of_sync(&daemon, "apps", "Invalid");
+    daemon.ok(&["scale", "process/a", "--replicas=1"]);
+    wait_until("the drift to be told", || {
+        (source(&daemon, "apps")["status"]["drift"] == json!(["process/a was changed"])).then_some(())
+    });
+    out_of_sync(&daemon, "apps", "Invalid");
+    running(&daemon, &["a-0", "b-0"]);
+    assert!(daemon.ok(&["events"]).contains("DriftDetected"));
+    fs::remove_file(apps.join("c.yaml")).unwrap();
+    daemon.ok(&["sync", "apps"]);
+    running(&daemon, &["a-0", "a-1", "b-0"]);
+    assert_eq!(source(&daemon, "apps")["status"]["drift"], Value::Null);
 }
 
 #[test]

@@ -86,9 +86,12 @@ pub(crate) struct Directory {
     /// What the last look that was trusted showed.
     signature: Option<[u8; 32]>,
     hash: String,
+    /// When what it holds was first seen.
+    since: Instant,
     git: Option<Repository>,
-    /// When Git's lock was first seen.
-    busy_since: Option<Instant>,
+    lock_patience: Duration,
+    /// When Git's lock was first seen, with the files as they were.
+    busy_since: Option<(Instant, Option<[u8; 32]>)>,
 }
 
 /// What a look came to.
@@ -107,7 +110,16 @@ pub(crate) enum Look {
 impl Directory {
     pub(crate) fn new(root: PathBuf, wake: Arc<Notify>) -> Self {
         let watcher = DirectoryWatcher::new(wake);
-        Self { root, watcher, signature: None, hash: String::new(), git: None, busy_since: None }
+        Self {
+            root,
+            watcher,
+            signature: None,
+            hash: String::new(),
+            since: Instant::now(),
+            git: None,
+            lock_patience: LOCK_PATIENCE,
+            busy_since: None,
+        }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -122,6 +134,11 @@ impl Directory {
     /// Whether something may have changed since the last look.
     pub(crate) fn has_news(&self) -> bool {
         self.watcher.last().is_some()
+    }
+
+    /// How long it has held what it holds.
+    pub(crate) fn stood(&self) -> Duration {
+        self.since.elapsed()
     }
 
     /// The next look reads everything, whatever it looks like from outside.
@@ -164,7 +181,7 @@ impl Directory {
                 break listing;
             }
         };
-        if let Some(why) = self.git_at_work() {
+        if let Some(why) = self.git_at_work(listing.as_ref().ok().map(|seen| seen.signature)) {
             return Some(Look::Busy(why));
         }
         let seen = match listing {
@@ -191,7 +208,7 @@ impl Directory {
         std::thread::sleep(APART);
         // It may have begun after it was looked for, also with a repository that was not there.
         self.git = git::find(&self.root);
-        if let Some(why) = self.git_at_work() {
+        if let Some(why) = self.git_at_work(Some(seen.signature)) {
             return Some(Look::Busy(why));
         }
         let again = scan::list(&self.root).ok().filter(|again| again.signature == seen.signature)?;
@@ -200,18 +217,29 @@ impl Directory {
             return None;
         }
         self.signature = Some(seen.signature);
-        self.hash = hash;
+        if self.hash != hash {
+            self.hash = hash;
+            self.since = Instant::now();
+        }
         Some(Look::Content(Content { revision: self.revision(), files }))
     }
 
-    /// Whether Git is at work on the files, unless its lock was left behind.
-    fn git_at_work(&mut self) -> Option<&'static str> {
+    /// Whether Git is at work on the files, which look like this, unless its lock was left behind: as long as they go on
+    /// changing, it was not.
+    fn git_at_work(&mut self, signature: Option<[u8; 32]>) -> Option<&'static str> {
         if !self.git.as_ref().is_some_and(Repository::is_busy) {
             self.busy_since = None;
             return None;
         }
-        let since = *self.busy_since.get_or_insert_with(Instant::now);
-        (since.elapsed() < LOCK_PATIENCE).then_some("Git is at work (.git/index.lock)")
+        let since = match self.busy_since {
+            Some((since, known)) if known == signature => since,
+            Some(_) | None => {
+                let now = Instant::now();
+                self.busy_since = Some((now, signature));
+                now
+            }
+        };
+        (since.elapsed() < self.lock_patience).then_some("Git is at work (.git/index.lock)")
     }
 
     fn revision(&self) -> SourceRevision {
@@ -378,4 +406,59 @@ fn render(mut document: Document, source: &str, namespace: &str) -> Result<Rende
 /// Whether there is a directory at all, for a warning when a Source is made for it.
 pub(crate) fn is_directory(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_dir())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_left_behind_when_nothing_has_changed_for_long() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join(".git/refs")).unwrap();
+        fs::create_dir_all(root.path().join(".git/objects")).unwrap();
+        fs::write(root.path().join(".git/HEAD"), "ref: refs/heads/main\n").unwrap();
+        fs::write(root.path().join(".git/index.lock"), "").unwrap();
+        let mut directory = Directory::new(root.path().to_owned(), Arc::default());
+        directory.lock_patience = Duration::from_millis(300);
+        // At work for much longer than that, and seen to be.
+        let began = Instant::now();
+        let mut number = 0;
+        while began.elapsed() < Duration::from_millis(1200) {
+            number += 1;
+            fs::write(root.path().join("a.yaml"), "x".repeat(number)).unwrap();
+            let before = Instant::now();
+            let look = directory.look();
+            if before.elapsed() < Duration::from_millis(300) {
+                assert!(matches!(look, Look::Busy(_)), "{look:?}");
+            }
+        }
+        let began = Instant::now();
+        while !matches!(directory.look(), Look::Content(_)) {
+            assert!(began.elapsed() < Duration::from_secs(30), "the lock is never given up");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn how_long_a_directory_stood_counts_from_its_last_change() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("a.yaml"), "a").unwrap();
+        let mut directory = Directory::new(root.path().to_owned(), Arc::default());
+        let look = |directory: &mut Directory| {
+            let began = Instant::now();
+            while !matches!(directory.look(), Look::Content(_)) {
+                assert!(began.elapsed() < Duration::from_secs(30));
+                directory.forget();
+            }
+        };
+        look(&mut directory);
+        let first = directory.since;
+        directory.forget();
+        look(&mut directory);
+        assert_eq!(directory.since, first, "looking changes nothing");
+        fs::write(root.path().join("b.yaml"), "b").unwrap();
+        look(&mut directory);
+        assert!(directory.since > first);
+    }
 }

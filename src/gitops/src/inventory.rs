@@ -46,34 +46,44 @@ impl fmt::Display for Item {
 /// Objects in one part: at most about half a megabyte with the longest names there are.
 const PART: usize = 3000;
 
-/// What the keys of a Source's list begin with.
-pub fn prefix(source: &str) -> String {
+/// What the keys of the lists of all Sources begin with that have ever had this name.
+pub fn of_name(source: &str) -> String {
     format!("inventory/{source}/")
 }
 
+/// What the keys of a Source's list begin with. One that is made again under the same name has brought nothing yet.
+fn prefix(source: &str, uid: &str) -> String {
+    format!("inventory/{source}/{uid}.")
+}
+
+/// The number of a part.
+fn number(key: &Key) -> Option<usize> {
+    key.name().rsplit_once('.')?.1.parse().ok()
+}
+
 /// The list, in the order in which the objects were applied.
-pub fn read(store: &dyn Store, source: &str) -> Vec<Item> {
-    let mut parts = store.list(&prefix(source)).entries;
-    parts.sort_by_key(|part| part.key.name().parse::<usize>().unwrap_or(usize::MAX));
+pub fn read(store: &dyn Store, source: &str, uid: &str) -> Vec<Item> {
+    let mut parts = store.list(&prefix(source, uid)).entries;
+    parts.sort_by_key(|part| number(&part.key).unwrap_or(usize::MAX));
     let keys = parts.iter().flat_map(|part| serde_json::from_slice::<Vec<String>>(&part.value).unwrap_or_default());
     keys.filter_map(|key| Item::parse(&key)).collect()
 }
 
 /// What makes the list this one.
-pub fn write(store: &dyn Store, source: &str, items: &[Item]) -> Vec<Op> {
-    let known = store.list(&prefix(source)).entries;
+pub fn write(store: &dyn Store, source: &str, uid: &str, items: &[Item]) -> Vec<Op> {
+    let known = store.list(&prefix(source, uid)).entries;
     let mut ops = Vec::new();
     let parts = items.chunks(PART).count();
     for (number, part) in items.chunks(PART).enumerate() {
         let keys: Vec<Key> = part.iter().map(Item::key).collect();
         let value = serde_json::to_vec(&keys.iter().map(Key::as_str).collect::<Vec<_>>()).unwrap_or_default();
-        let key: Key = format!("{}{number}", prefix(source)).into();
+        let key: Key = format!("{}{number}", prefix(source, uid)).into();
         if !known.iter().any(|entry| entry.key == key && entry.value == value) {
             ops.push(Op::put(key, value, Expect::Any));
         }
     }
     for entry in known {
-        if entry.key.name().parse::<usize>().map_or(true, |number| number >= parts) {
+        if number(&entry.key).is_none_or(|number| number >= parts) {
             ops.push(Op::delete(entry.key, Expect::Any));
         }
     }
@@ -94,15 +104,16 @@ mod tests {
     async fn long_lists_are_kept_in_parts_that_fit_and_in_their_order() {
         let store = MemoryStore::new();
         let items: Vec<Item> = (0..10_000).rev().map(item).collect();
-        let ops = write(&store, "apps", &items);
+        let ops = write(&store, "apps", "u1", &items);
         assert!(ops.len() > 1);
         store.commit(ops, Durability::Durable).await.unwrap();
-        assert_eq!(read(&store, "apps"), items);
-        assert!(write(&store, "apps", &items).is_empty(), "what is stored is not written again");
-        assert!(read(&store, "app").is_empty());
-        store.commit(write(&store, "apps", &items[..5]), Durability::Durable).await.unwrap();
-        assert_eq!(read(&store, "apps"), items[..5]);
-        store.commit(write(&store, "apps", &[]), Durability::Durable).await.unwrap();
-        assert!(store.list(&prefix("apps")).entries.is_empty());
+        assert_eq!(read(&store, "apps", "u1"), items);
+        assert!(write(&store, "apps", "u1", &items).is_empty(), "what is stored is not written again");
+        assert!(read(&store, "app", "u1").is_empty());
+        assert!(read(&store, "apps", "u2").is_empty(), "one that is made again has brought nothing");
+        store.commit(write(&store, "apps", "u1", &items[..5]), Durability::Durable).await.unwrap();
+        assert_eq!(read(&store, "apps", "u1"), items[..5]);
+        store.commit(write(&store, "apps", "u1", &[]), Durability::Durable).await.unwrap();
+        assert!(store.list(&of_name("apps")).entries.is_empty());
     }
 }

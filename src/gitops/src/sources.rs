@@ -30,8 +30,13 @@ pub trait Cluster: Send + Sync + 'static {
         manager: &str,
     ) -> impl Future<Output = Result<Vec<Outcome>, Refused>> + Send;
 
-    /// Asks for the deletion of an object; that it is gone already is no error.
-    fn delete(&self, item: &Item) -> impl Future<Output = Result<(), Refused>> + Send;
+    /// Asks for the deletion of an object if it is `still` so, which is decided on its JSON in the transaction that
+    /// deletes it; whether it was. That it is gone already is no error.
+    fn delete(
+        &self,
+        item: &Item,
+        still: &(dyn Fn(&[u8]) -> bool + Sync),
+    ) -> impl Future<Output = Result<bool, Refused>> + Send;
 
     /// Notes down an event of a Source.
     fn record(&self, source: &Metadata, note: Note) -> impl Future<Output = ()> + Send;
@@ -105,6 +110,7 @@ pub(crate) struct Shared<C> {
 struct Running {
     tracker: Arc<Tracker>,
     task: AbortHandle,
+    uid: String,
     /// Changes when somebody other than its own task changed the Source.
     asked: (u64, Option<String>),
 }
@@ -126,6 +132,16 @@ impl<C: Cluster> Sources<C> {
         Self { shared }
     }
 
+    /// The hash of what the directory of a Source holds now.
+    ///
+    /// # Errors
+    /// There is no such Source, or its directory cannot be read.
+    pub async fn revision(&self, name: &str) -> Result<String, PreviewFailed> {
+        let source = read_source(&*self.shared.store, name).ok_or_else(|| PreviewFailed::NotFound(name.to_owned()))?;
+        let content = read_content(PathBuf::from(&source.spec.path)).await.map_err(PreviewFailed::Broken)?;
+        Ok(content.revision.hash)
+    }
+
     /// What a sync would do now.
     pub async fn preview(&self, name: &str) -> Result<Preview, PreviewFailed> {
         let store = &*self.shared.store;
@@ -137,7 +153,7 @@ impl<C: Cluster> Sources<C> {
         let objects = rendered
             .unwrap_or_else(|_| Err(Broken::new("Invalid", "reading the manifests failed")))
             .map_err(PreviewFailed::Broken)?;
-        let brought = inventory::read(store, name);
+        let brought = inventory::read(store, name, &source.metadata.uid);
         let wanted = objects.iter().map(|object| &object.item).collect();
         let policy = |allowed| Policy { prune: source.spec.prune, limit: source.spec.max_deletions, allowed };
         let run = |allowed| {
@@ -162,10 +178,13 @@ pub(crate) fn read_source(store: &dyn Store, name: &str) -> Option<Source> {
 
 /// Whether an object is there and says that the Source brought it.
 pub(crate) fn is_ours(store: &dyn Store, source: &str, item: &Item) -> bool {
-    store.get(&item.key()).is_some_and(|entry| {
-        let seen = crate::status::Seen::of(item.kind, &entry.value);
-        seen.owner.as_deref() == Some(source) && !seen.deleting
-    })
+    store.get(&item.key()).is_some_and(|entry| says_ours(source, item, &entry.value))
+}
+
+/// Whether an object, by its JSON, says that the Source brought it, and is not being deleted.
+pub(crate) fn says_ours(source: &str, item: &Item, json: &[u8]) -> bool {
+    let seen = crate::status::Seen::of(item.kind, json);
+    seen.owner.as_deref() == Some(source) && !seen.deleting
 }
 
 /// What users have put into a namespace.
@@ -249,7 +268,9 @@ fn see_source<C: Cluster>(shared: &Arc<Shared<C>>, name: &str, json: &[u8]) {
     let request = source.metadata.annotations.get(ostler_core::kinds::SYNC_REQUESTED_AT).cloned();
     let asked = (source.metadata.generation, request);
     let mut running = lock(&shared.running);
-    if let Some(known) = running.get_mut(name) {
+    let uid = &source.metadata.uid;
+    // Another one of the same name, or one whose task has found it gone and ended, begins anew.
+    if let Some(known) = running.get_mut(name).filter(|known| known.uid == *uid && !known.task.is_finished()) {
         if known.asked != asked {
             known.asked = asked;
             known.tracker.source_changed();
@@ -260,7 +281,7 @@ fn see_source<C: Cluster>(shared: &Arc<Shared<C>>, name: &str, json: &[u8]) {
         warn!(source = name, path = source.spec.path, "there is no such directory (yet)");
     }
     let tracker = Arc::new(Tracker::default());
-    let syncer = Syncer::new(name.to_owned(), Arc::clone(shared), Arc::clone(&tracker));
+    let syncer = Syncer::new(name.to_owned(), uid.clone(), Arc::clone(shared), Arc::clone(&tracker));
     let task = tokio::spawn(syncer.run()).abort_handle();
-    running.insert(name.to_owned(), Running { tracker, task, asked });
+    running.insert(name.to_owned(), Running { tracker, task, uid: uid.clone(), asked });
 }

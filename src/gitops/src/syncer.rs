@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 use crate::directory::{Broken, Content, Directory, Look, Rendered, join};
 use crate::inventory::{self, Item};
 use crate::plan::{self, Policy, Prune};
-use crate::sources::{Cluster, Outcome, Refused, Shared, inhabitants, is_ours, read_source};
+use crate::sources::{Cluster, Outcome, Refused, Shared, inhabitants, is_ours, read_source, says_ours};
 use crate::status::{Seen, differences};
 use crate::tracker::{News, Tracker};
 
@@ -38,9 +38,13 @@ const RETRY: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_secs(5);
 /// Objects named in `status.drift`.
 const DRIFT: usize = 20;
+/// A directory that somebody copies into for a while lacks what is still on its way: nothing is deleted before it has
+/// held the same for so long.
+const SETTLED: Duration = Duration::from_secs(3);
 
 pub(crate) struct Syncer<C> {
     name: String,
+    uid: String,
     shared: Arc<Shared<C>>,
     tracker: Arc<Tracker>,
     directory: Option<Directory>,
@@ -83,6 +87,17 @@ enum Failed {
     Superseded,
     /// Only drift, which is not to be healed.
     Drifted(Vec<String>),
+    /// What was to be applied is; what is to be deleted, so many objects, is when the directory has not changed for a
+    /// while.
+    Settling(usize, Changes),
+}
+
+/// A sync that somebody asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Request {
+    at: Timestamp,
+    /// The revision that may delete as much as it likes.
+    allowed: Option<String>,
 }
 
 /// Reads a directory once, settled.
@@ -98,13 +113,13 @@ pub(crate) async fn read_content(root: PathBuf) -> Result<Content, Broken> {
 }
 
 impl<C: Cluster> Syncer<C> {
-    pub(crate) fn new(name: String, shared: Arc<Shared<C>>, tracker: Arc<Tracker>) -> Self {
-        Self { name, shared, tracker, directory: None, done: None, retry: None, stalled: false, reported: None }
+    pub(crate) fn new(name: String, uid: String, shared: Arc<Shared<C>>, tracker: Arc<Tracker>) -> Self {
+        Self { name, uid, shared, tracker, directory: None, done: None, retry: None, stalled: false, reported: None }
     }
 
     /// Runs until it is aborted, because the Source was deleted or the daemon ends.
     pub(crate) async fn run(mut self) {
-        let brought = inventory::read(&*self.shared.store, &self.name);
+        let brought = inventory::read(&*self.shared.store, &self.name, &self.uid);
         self.tracker.follow(&brought, &*self.shared.store);
         loop {
             let Some(pause) = self.reconcile().await else { return };
@@ -120,10 +135,16 @@ impl<C: Cluster> Syncer<C> {
     async fn reconcile(&mut self) -> Option<Duration> {
         let store = Arc::clone(&self.shared.store);
         let news = self.tracker.take();
-        let source = read_source(&*store, &self.name)?;
+        let source = match self.own(&*store) {
+            Ok(source) => source?,
+            Err(why) => {
+                warn!(source = self.name, %why, "a Source that cannot be read is left alone");
+                return Some(RETRY);
+            }
+        };
         let spec = &source.spec;
         let mut status = source.status.clone();
-        let request = requested(&source).filter(|(at, _)| status.last_handled_sync < Some(*at));
+        let request = requested(&source).filter(|request| status.last_handled_sync < Some(request.at));
         let mut directory = match self.directory.take() {
             Some(directory) if directory.root() == std::path::Path::new(&spec.path) => directory,
             Some(_) | None => {
@@ -133,8 +154,8 @@ impl<C: Cluster> Syncer<C> {
         };
         if spec.suspend {
             status.observed_generation = source.metadata.generation;
-            if let Some((at, _)) = request {
-                status.last_handled_sync = Some(at);
+            if let Some(request) = request {
+                status.last_handled_sync = Some(request.at);
             }
             self.set(&mut status, &source, Truth::Unknown, "Suspended", "suspended: nothing is applied or healed");
             self.done = None;
@@ -171,7 +192,8 @@ impl<C: Cluster> Syncer<C> {
         };
         self.directory = Some(directory);
         // A look takes a while, and what it is for may be another thing now.
-        let current = read_source(&*store, &self.name)?;
+        let Ok(current) = self.own(&*store) else { return Some(RETRY) };
+        let current = current?;
         if current.metadata.generation != source.metadata.generation || requested(&current) != requested(&source) {
             self.done = None;
             return Some(Duration::ZERO);
@@ -192,7 +214,8 @@ impl<C: Cluster> Syncer<C> {
                 status.revision = None;
                 let broken = Broken::new("Unreadable", format!("{error}; nothing was changed"));
                 self.failed(&source, &mut status, broken).await;
-                Self::handled(&mut status, &source, request);
+                self.drifted_unhealed(&source, &mut status).await;
+                Self::handled(&mut status, &source, request.as_ref());
                 pause
             }
             Look::Content(content) => {
@@ -205,6 +228,13 @@ impl<C: Cluster> Syncer<C> {
         };
         self.publish_with_health(&source, status).await;
         Some(pause)
+    }
+
+    /// The Source that this task is for; nothing when it is gone, or another one has its name.
+    fn own(&self, store: &dyn ostler_store::Store) -> Result<Option<Source>, serde_json::Error> {
+        let Some(entry) = store.get(&key(Kind::Source, "", &self.name).into()) else { return Ok(None) };
+        let source: Source = serde_json::from_slice(&entry.value)?;
+        Ok((source.metadata.uid == self.uid).then_some(source))
     }
 
     /// What was not acted on is still new at the next look.
@@ -220,7 +250,7 @@ impl<C: Cluster> Syncer<C> {
         source: &Source,
         status: &mut SourceStatus,
         content: Content,
-        request: Option<(Timestamp, bool)>,
+        request: Option<Request>,
         pause: Duration,
     ) -> Option<Duration> {
         let revision = content.revision.clone();
@@ -235,7 +265,8 @@ impl<C: Cluster> Syncer<C> {
         let result = match rendered {
             Err(broken) => Err(Failed::Broken(broken)),
             Ok(objects) => {
-                let allowed = source.spec.allow_prune || request.is_some_and(|(_, allowed)| allowed);
+                let by_request = request.as_ref().and_then(|request| request.allowed.as_ref());
+                let allowed = source.spec.allow_prune || by_request == Some(&revision.hash);
                 let only_look = applied_before && !source.spec.heal_drift && request.is_none();
                 self.apply(source, status, &revision, &objects, allowed, only_look).await
             }
@@ -261,7 +292,18 @@ impl<C: Cluster> Syncer<C> {
                 status.observed_generation = generation;
                 self.set(status, source, Truth::True, "Synced", &message);
                 self.reported = None;
-                Self::handled(status, source, request);
+                Self::handled(status, source, request.as_ref());
+            }
+            Err(Failed::Settling(deletions, changed)) => {
+                self.done = None;
+                self.tell_success(source, &revision, &changed, applied_before).await;
+                let message = format!(
+                    "{deletions} objects are no longer in the directory, and are deleted when it has not changed for {} s",
+                    SETTLED.as_secs()
+                );
+                self.set(status, source, Truth::False, "Settling", &message);
+                let stood = self.directory.as_ref().map_or(Duration::ZERO, Directory::stood);
+                pause = pause.min(SETTLED.saturating_sub(stood));
             }
             Err(Failed::Superseded) => {
                 self.done = None;
@@ -271,7 +313,7 @@ impl<C: Cluster> Syncer<C> {
                 self.done = None;
                 // Nobody who asked for a sync is told before it is clear how it ends, unless others have to act first.
                 if broken.reason == "DependencyNotReady" || broken.reason == "DependencyCycle" {
-                    Self::handled(status, source, request);
+                    Self::handled(status, source, request.as_ref());
                 }
                 self.set(status, source, Truth::False, broken.reason, &broken.message);
                 self.reported = Some(broken);
@@ -296,7 +338,8 @@ impl<C: Cluster> Syncer<C> {
                 self.stalled = broken.reason == "WaveTimeout";
                 self.retry = Some(Instant::now() + pause);
                 self.failed(source, status, broken).await;
-                Self::handled(status, source, request);
+                self.drifted_unhealed(source, status).await;
+                Self::handled(status, source, request.as_ref());
             }
         }
         Some(pause)
@@ -318,18 +361,29 @@ impl<C: Cluster> Syncer<C> {
         let waves: BTreeSet<i64> = objects.iter().map(|object| object.wave).collect();
         let shared = Arc::clone(&self.shared);
         let claims = shared.claims.lock().await;
-        let brought = inventory::read(&*store, &self.name);
+        let brought = inventory::read(&*store, &self.name, &self.uid);
         self.check_owners(objects)?;
-        let policy = Policy { prune: source.spec.prune, limit: source.spec.max_deletions, allowed };
         let own = self.name.clone();
-        let prune = plan::prune(
-            &brought,
-            &wanted,
-            policy,
-            |item| is_ours(&*store, &own, item),
-            |namespace| inhabitants(&*store, namespace),
-        )
-        .map_err(Failed::Broken)?;
+        let plan = |allowed: bool| {
+            let policy = Policy { prune: source.spec.prune, limit: source.spec.max_deletions, allowed };
+            plan::prune(
+                &brought,
+                &wanted,
+                policy,
+                |item| is_ours(&*store, &own, item),
+                |namespace| inhabitants(&*store, namespace),
+            )
+            .map_err(Failed::Broken)
+        };
+        // Git holds its lock as long as it is at a new commit.
+        let applied = status.last_applied_revision.as_ref().map_or("", |applied| applied.commit.as_str());
+        let by_git = !revision.commit.is_empty() && revision.commit != applied;
+        let settled = by_git || self.directory.as_ref().is_some_and(|directory| directory.stood() >= SETTLED);
+        // What seems to be gone may be on its way, and then is not too much.
+        let prune = plan(allowed || !settled)?;
+        if !settled && plan(allowed).is_err() {
+            return Err(Failed::Settling(prune.delete.len(), Changes::default()));
+        }
         let deleting = |object: &&Rendered| {
             store.get(&object.item.key()).is_some_and(|entry| Seen::of(object.item.kind, &entry.value).deleting)
         };
@@ -371,12 +425,25 @@ impl<C: Cluster> Syncer<C> {
                 self.wait_for_wave(source, status, revision, *wave, &members).await?;
             }
         }
+        if !prune.delete.is_empty() && !settled {
+            return Err(Failed::Settling(prune.delete.len(), changes));
+        }
+        // The waves may have taken long: what somebody has taken over, or put into a namespace, meanwhile stays.
+        let prune = plan(allowed)?;
+        let going: HashSet<&Item> = prune.delete.iter().collect();
         for item in &prune.delete {
-            if let Err(refused) = self.shared.cluster.delete(item).await {
-                let message = format!("cannot delete {item}: {}", refused.message);
-                return Err(Failed::Later(Broken::new("DeletionFailed", message)));
+            let still = |json: &[u8]| {
+                says_ours(&self.name, item, json)
+                    && (item.kind != Kind::Namespace
+                        || inhabitants(&*store, &item.name).iter().all(|inside| going.contains(inside)))
+            };
+            match self.shared.cluster.delete(item, &still).await {
+                Ok(deleted) => changes.deleted += usize::from(deleted),
+                Err(refused) => {
+                    let message = format!("cannot delete {item}: {}", refused.message);
+                    return Err(Failed::Later(Broken::new("DeletionFailed", message)));
+                }
             }
-            changes.deleted += 1;
         }
         // In the order of the revision, so that it is taken back in reverse; what is kept came before.
         let mut list: Vec<Item> = prune.keep.iter().rev().cloned().collect();
@@ -459,9 +526,10 @@ impl<C: Cluster> Syncer<C> {
         let store = &*self.shared.store;
         let mut owners: HashMap<Item, String> = HashMap::new();
         let sources = store.list(&format!("{}/", Kind::Source.plural())).entries;
-        for other in sources.iter().map(|entry| entry.key.name()).filter(|name| *name != self.name) {
-            for item in inventory::read(store, other) {
-                owners.insert(item, other.to_owned());
+        for entry in sources.iter().filter(|entry| entry.key.name() != self.name) {
+            let Ok(other) = serde_json::from_slice::<Source>(&entry.value) else { continue };
+            for item in inventory::read(store, &other.metadata.name, &other.metadata.uid) {
+                owners.insert(item, other.metadata.name.clone());
             }
         }
         // What was on the list and is no longer marked belongs to nobody.
@@ -482,7 +550,7 @@ impl<C: Cluster> Syncer<C> {
 
     async fn write_inventory(&self, list: &[Item]) -> Result<(), Failed> {
         let store = &self.shared.store;
-        let ops = inventory::write(&**store, &self.name, list);
+        let ops = inventory::write(&**store, &self.name, &self.uid, list);
         if ops.is_empty() {
             return Ok(());
         }
@@ -542,10 +610,25 @@ impl<C: Cluster> Syncer<C> {
         self.reported = Some(broken);
     }
 
-    fn handled(status: &mut SourceStatus, source: &Source, request: Option<(Timestamp, bool)>) {
+    /// What somebody else changed is told also while there is nothing right to set it back to.
+    async fn drifted_unhealed(&self, source: &Source, status: &mut SourceStatus) {
+        let drift = self.tracker.drifted(DRIFT);
+        // What was found before the daemon was restarted stands until a revision is applied.
+        if drift.is_empty() || drift == status.drift {
+            return;
+        }
+        let message = format!(
+            "changed by hand, and not healed because the directory cannot be applied: {}",
+            join(drift.iter().cloned()).replace('\n', ", ")
+        );
+        self.record(source, EventType::Warning, "DriftDetected", message).await;
+        status.drift = drift;
+    }
+
+    fn handled(status: &mut SourceStatus, source: &Source, request: Option<&Request>) {
         status.observed_generation = source.metadata.generation;
-        if let Some((at, _)) = request {
-            status.last_handled_sync = Some(at);
+        if let Some(request) = request {
+            status.last_handled_sync = Some(request.at);
         }
     }
 
@@ -621,7 +704,7 @@ impl<C: Cluster> Syncer<C> {
             health.name(),
             &message,
         );
-        status.objects = inventory::read(&*self.shared.store, &self.name).len() as u32;
+        status.objects = inventory::read(&*self.shared.store, &self.name, &self.uid).len() as u32;
         let store_key: Key = key(Kind::Source, "", &self.name).into();
         loop {
             let Some(entry) = self.shared.store.get(&store_key) else { return };
@@ -653,11 +736,12 @@ fn recommitted(status: &mut SourceStatus, revision: &SourceRevision) {
     }
 }
 
-/// The sync that was asked for, and whether it may delete as much as it likes.
-fn requested(source: &Source) -> Option<(Timestamp, bool)> {
-    let text = source.metadata.annotations.get(SYNC_REQUESTED_AT)?;
-    let (at, more) = text.split_once(' ').unwrap_or((text, ""));
-    Some((at.parse().ok()?, more == ALLOW_PRUNE))
+/// The sync that was asked for.
+fn requested(source: &Source) -> Option<Request> {
+    let mut words = source.metadata.annotations.get(SYNC_REQUESTED_AT)?.split(' ');
+    let at = words.next()?.parse().ok()?;
+    let allowed = words.next().filter(|word| *word == ALLOW_PRUNE).and_then(|_| words.next()).map(str::to_owned);
+    Some(Request { at, allowed })
 }
 
 /// What differs from a revision that was applied before, when that is not to be healed.

@@ -1,6 +1,6 @@
 //! What a Source's task is told: what became of the objects that it brought, and who else wants something.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ostler_core::kinds::HealthState;
@@ -30,6 +30,8 @@ struct State {
     news: News,
     /// While the Source itself applies: what changed, by its own hand or another.
     applying: Option<HashSet<Item>>,
+    /// Changed by somebody else since the Source last applied it.
+    drifted: BTreeSet<Item>,
 }
 
 /// Shared between a Source's task and whoever tells it something.
@@ -79,6 +81,9 @@ impl Tracker {
         if drift && let Some(changed) = &mut state.applying {
             changed.insert(item.clone());
             drift = false;
+        }
+        if drift {
+            state.drifted.insert(item.clone());
         }
         state.news.drift |= drift;
         state.news.health |= changed;
@@ -149,6 +154,7 @@ impl Tracker {
         let mut state = self.state();
         let mut changed = state.applying.take().unwrap_or_default();
         for (item, seen) in objects {
+            state.drifted.remove(&item);
             match state.objects.get_mut(&item) {
                 // What the watch has shown meanwhile is at least as new.
                 Some(Some(known)) if known.print == seen.print => drop(changed.remove(&item)),
@@ -159,6 +165,17 @@ impl Tracker {
             }
         }
         state.news.drift |= !changed.is_empty();
+        state.drifted.extend(changed);
+    }
+
+    /// What somebody else has changed, or deleted, since the Source last applied it: for people, at most so many.
+    pub(crate) fn drifted(&self, most: usize) -> Vec<String> {
+        let state = self.state();
+        let of = |item: &Item| match state.objects.get(item)? {
+            Some(_) => Some(format!("{item} was changed")),
+            None => Some(format!("{item} is missing")),
+        };
+        state.drifted.iter().filter_map(of).take(most).collect()
     }
 
     /// How the objects are.
@@ -235,8 +252,15 @@ mod tests {
         assert_eq!(tracker.summary().state(), HealthState::Healthy);
         tracker.see(&web(), Some(&object(2, true)));
         assert!(tracker.take().drift);
+        assert_eq!(tracker.drifted(20), ["process/web was changed"]);
         tracker.see(&web(), None);
         assert!(tracker.take().drift);
+        assert_eq!(tracker.drifted(20), ["process/web is missing"]);
+        tracker.applying();
+        tracker.made([(web(), Seen::of(Kind::Process, &object(3, true)))].into_iter());
+        assert!(tracker.drifted(20).is_empty(), "it is as it was declared again");
+        tracker.see(&web(), None);
+        tracker.take();
         assert_eq!(tracker.unready([web()].iter()), [web()]);
     }
 

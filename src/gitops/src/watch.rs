@@ -16,6 +16,9 @@ use tokio::sync::Notify;
 
 use crate::scan::{DirectoryId, is_manifest};
 
+/// With more directories gone than this, all watches are made anew.
+const MOST_VANISHED: usize = 4096;
+
 /// What has been heard since somebody last asked.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
@@ -177,7 +180,14 @@ impl Shared {
                 matters = true;
             }
             if moved && !is_manifest(path) {
-                lock(&self.heard).vanished.insert(path.clone());
+                let mut heard = lock(&self.heard);
+                // While nobody looks (a Source that is suspended), they must not pile up.
+                if heard.vanished.len() < MOST_VANISHED {
+                    heard.vanished.insert(path.clone());
+                } else {
+                    heard.vanished = HashSet::new();
+                    heard.lost = true;
+                }
             }
         }
         if matters {
@@ -276,6 +286,17 @@ mod tests {
             let heard = shared.heard.into_inner().unwrap();
             assert!(heard.changed && heard.lost);
         }
+    }
+
+    #[test]
+    fn what_vanishes_while_nobody_looks_takes_no_room() {
+        let shared = Shared::default();
+        for number in 0..100_000 {
+            let event = Event::new(EventKind::Remove(RemoveKind::Folder)).add_path(format!("/apps/{number}").into());
+            let _ = shared.take(Ok(event));
+        }
+        let heard = shared.heard.into_inner().unwrap();
+        assert!(heard.lost && heard.vanished.len() <= MOST_VANISHED, "{}", heard.vanished.len());
     }
 
     /// Waits until something is heard.

@@ -89,6 +89,18 @@ impl Service {
         dry_run: bool,
         grace_ms: Option<u64>,
     ) -> Result<(Vec<(Kind, String, String)>, Revision), ApiError> {
+        self.delete_if(selection, all, dry_run, grace_ms, &|_| true).await
+    }
+
+    /// The same, but only of what is `still` so by its JSON.
+    pub(crate) async fn delete_if(
+        &self,
+        selection: &Selection,
+        all: bool,
+        dry_run: bool,
+        grace_ms: Option<u64>,
+        still: &(dyn Fn(&[u8]) -> bool + Sync),
+    ) -> Result<(Vec<(Kind, String, String)>, Revision), ApiError> {
         require_target(selection, all)?;
         match selection.kind {
             Kind::Namespace
@@ -110,7 +122,7 @@ impl Service {
             let (entries, _) = self.list(selection)?;
             let mut ops = Vec::new();
             let mut deleted = Vec::new();
-            for entry in &entries {
+            for entry in entries.iter().filter(|entry| still(&entry.value)) {
                 deleted.push((selection.kind, entry.key.namespace().to_owned(), entry.key.name().to_owned()));
                 match selection.kind {
                     Kind::Namespace => {
@@ -135,7 +147,7 @@ impl Service {
                     // What it brought stays, as it is.
                     Kind::Source => {
                         ops.push(Op::delete(entry.key.clone(), Expect::Revision(entry.revision)));
-                        for chunk in self.store.list(&inventory::prefix(entry.key.name())).entries {
+                        for chunk in self.store.list(&inventory::of_name(entry.key.name())).entries {
                             ops.push(Op::delete(chunk.key, Expect::Any));
                         }
                     }

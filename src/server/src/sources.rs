@@ -1,12 +1,13 @@
 //! Sources: what they need of the API, and what the API does with them.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use ostler_core::kinds::{ALLOW_PRUNE, SYNC_REQUESTED_AT, Source, SourceSpec, SourceStatus, WATCHED};
 use ostler_core::object::key;
 use ostler_core::plan::Note;
-use ostler_core::{Kind, Metadata, Timestamp, validate};
+use ostler_core::{Kind, Metadata, Span, Timestamp, validate};
 use ostler_gitops::{Cluster, Item, Outcome, PreviewFailed, Refused, Sources};
 use ostler_store::{Expect, Op, Revision};
 
@@ -32,12 +33,12 @@ impl Cluster for Gate {
         Ok(applied.into_iter().map(outcome).collect())
     }
 
-    async fn delete(&self, item: &Item) -> Result<(), Refused> {
+    async fn delete(&self, item: &Item, still: &(dyn Fn(&[u8]) -> bool + Sync)) -> Result<bool, Refused> {
         let mut selection = Selection::all(item.kind, &item.namespace);
         selection.names.push(item.name.clone());
-        match self.0.delete(&selection, false, false, None).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.reason == Reason::NotFound => Ok(()),
+        match self.0.delete_if(&selection, false, false, None, still).await {
+            Ok((deleted, _)) => Ok(!deleted.is_empty()),
+            Err(error) if error.reason == Reason::NotFound => Ok(false),
             Err(error) => Err(refused(error)),
         }
     }
@@ -154,13 +155,27 @@ impl Service {
     pub(crate) async fn sync(&self, names: &[String], allow_prune: bool) -> Result<(Vec<String>, Timestamp), ApiError> {
         let mut selection = Selection::all(Kind::Source, "");
         selection.names = names.to_vec();
-        let at = now();
-        let value = if allow_prune { format!("{at} {ALLOW_PRUNE}") } else { at.to_string() };
-        let (asked, _) = self
+        // What is allowed is allowed to what is in the directories now, whatever is when they are looked at.
+        let mut allowed = HashMap::new();
+        if allow_prune {
+            for entry in &self.list(&selection)?.0 {
+                let source: Source = read(entry)?;
+                if !source.spec.suspend {
+                    let revision =
+                        self.sources()?.revision(&source.metadata.name).await.map_err(|why| preview_failed(&why))?;
+                    allowed.insert(source.metadata.uid, revision);
+                }
+            }
+        }
+        let ((asked, at), _) = self
             .transact(|| {
                 let (mut ops, mut asked) = (Vec::new(), Vec::new());
-                for entry in &self.list(&selection)?.0 {
-                    let mut source: Source = read(entry)?;
+                let entries = self.list(&selection)?.0;
+                let sources = entries.iter().map(read::<Source>).collect::<Result<Vec<_>, _>>()?;
+                // Later than any other, wherever the clock was set meanwhile: a request that seems old is taken for one
+                // that was carried out.
+                let at = sources.iter().filter_map(last_request).fold(now(), |at, last| at.max(last + MICROSECOND));
+                for (entry, mut source) in entries.iter().zip(sources) {
                     let name = source.metadata.name.clone();
                     if source.spec.suspend {
                         if names.is_empty() {
@@ -169,26 +184,29 @@ impl Service {
                         return Err(ApiError::new(Reason::Conflict, format!("source {name:?} is suspended"))
                             .hint("apply it with spec.suspend: false first"));
                     }
-                    source.metadata.annotations.insert(SYNC_REQUESTED_AT.to_owned(), value.clone());
+                    let value = match allowed.get(&source.metadata.uid) {
+                        Some(revision) => format!("{at} {ALLOW_PRUNE} {revision}"),
+                        None => at.to_string(),
+                    };
+                    source.metadata.annotations.insert(SYNC_REQUESTED_AT.to_owned(), value);
                     ops.push(put(entry, &source)?);
                     asked.push(name);
                 }
-                Ok((ops, asked))
+                Ok((ops, (asked, at)))
             })
             .await?;
         Ok((asked, at))
     }
 
+    fn sources(&self) -> Result<&Sources<Gate>, ApiError> {
+        self.sources
+            .get()
+            .ok_or_else(|| ApiError::new(Reason::ServiceUnavailable, "the daemon is starting").hint("try again"))
+    }
+
     /// What a sync would do now.
     pub(crate) async fn preview_source(&self, name: &str) -> Result<Preview, ApiError> {
-        let sources = self
-            .sources
-            .get()
-            .ok_or_else(|| ApiError::new(Reason::ServiceUnavailable, "the daemon is starting").hint("try again"))?;
-        let preview = sources.preview(name).await.map_err(|why| match &why {
-            PreviewFailed::NotFound(name) => ApiError::not_found(Kind::Source, name),
-            PreviewFailed::Broken(_) => ApiError::new(Reason::Invalid, why.to_string()),
-        })?;
+        let preview = self.sources()?.preview(name).await.map_err(|why| preview_failed(&why))?;
         let objects: Vec<Bytes> = preview.objects.iter().map(|object| object.json.clone()).collect();
         let manager = format!("source/{name}");
         let (results, revision) = self.apply(&objects, true, &manager, true).await.map_err(|mut error| {
@@ -207,6 +225,23 @@ impl Service {
         let refused = preview.refused.map(|broken| broken.message).unwrap_or_default();
         Ok(Preview { results, revision, deletes: preview.delete, refused })
     }
+}
+
+fn preview_failed(why: &PreviewFailed) -> ApiError {
+    match why {
+        PreviewFailed::NotFound(name) => ApiError::not_found(Kind::Source, name),
+        PreviewFailed::Broken(_) => ApiError::new(Reason::Invalid, why.to_string()),
+    }
+}
+
+/// The smallest step of a [`Timestamp`].
+const MICROSECOND: Span = Span::from_micros(1);
+
+/// When a sync was last asked for, or carried out.
+fn last_request(source: &Source) -> Option<Timestamp> {
+    let annotation = source.metadata.annotations.get(SYNC_REQUESTED_AT);
+    let asked = annotation.and_then(|text| text.split(' ').next()?.parse().ok());
+    asked.max(source.status.last_handled_sync)
 }
 
 fn check(source: &Source) -> Result<(), ApiError> {
@@ -231,6 +266,28 @@ fn name_of(path: &Path) -> Result<String, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_request_counts_wherever_it_is_noted() {
+        let mut source = Source {
+            api_version: String::new(),
+            kind: String::new(),
+            metadata: Metadata::default(),
+            spec: SourceSpec::new("/srv/apps"),
+            status: SourceStatus::default(),
+        };
+        assert_eq!(last_request(&source), None);
+        let (early, late) = (Timestamp::from_micros(1_000_001), Timestamp::from_micros(2_000_002));
+        source.status.last_handled_sync = Some(late);
+        assert_eq!(last_request(&source), Some(late));
+        let mut ask = |at: Timestamp| {
+            let text = format!("{at} {ALLOW_PRUNE} abc");
+            source.metadata.annotations.insert(SYNC_REQUESTED_AT.to_owned(), text);
+            last_request(&source)
+        };
+        assert_eq!(ask(early), Some(late));
+        assert_eq!(ask(late + MICROSECOND), Some(late + MICROSECOND));
+    }
 
     #[test]
     fn a_directory_gives_its_name_to_its_source() {

@@ -12,11 +12,12 @@ use crate::time::{Span, Timestamp};
 pub const SOURCE: &str = "ostler.dev/source";
 /// Annotation in manifests of a Source: a whole number; lower waves are applied, and ready, before higher ones.
 pub const WAVE: &str = "ostler.dev/wave";
-/// Annotation on a Source: a sync was asked for at this time. Behind the time, `allow-prune` may follow.
+/// Annotation on a Source: a sync was asked for at this time. Behind the time, `allow-prune` and the hash of a revision
+/// may follow.
 pub const SYNC_REQUESTED_AT: &str = "ostler.dev/syncRequestedAt";
 /// Annotation on a Source that `ostler serve --watch` made.
 pub const WATCHED: &str = "ostler.dev/watched";
-/// The word behind the time in [`SYNC_REQUESTED_AT`] that lifts the limit on deletions for that sync.
+/// The word behind the time in [`SYNC_REQUESTED_AT`] that lifts the limit on deletions for the revision named behind it.
 pub const ALLOW_PRUNE: &str = "allow-prune";
 
 /// A directory whose manifests are kept applied, typically a checkout of a Git repository.
