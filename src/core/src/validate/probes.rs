@@ -133,3 +133,76 @@ fn expression(pattern: Option<&str>, field: &str, found: &mut Findings) {
         found.add(field, format!("is no regular expression: {why}"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The fields that are wrong when a process with the port `web` has this readiness probe.
+    fn wrong(probe: &serde_json::Value) -> Vec<String> {
+        let spec = json!({"command": ["x"], "ports": [{"name": "web", "port": "auto"}], "readinessProbe": probe});
+        let spec: ProcessSpec = serde_json::from_value(spec).unwrap_or_else(|why| panic!("{probe}: {why}"));
+        let mut found = Findings(Vec::new());
+        check(&spec, ProbeKind::Readiness, spec.readiness_probe.as_ref().unwrap(), &mut found);
+        let fields = found.0.iter().map(|error| error.field.trim_start_matches("spec.readinessProbe"));
+        fields.map(|field| field.trim_start_matches('.').to_owned()).collect()
+    }
+
+    #[test]
+    fn what_can_be_checked_is_right() {
+        for probe in [
+            json!({"process": {}}),
+            json!({"notify": {}}),
+            json!({"notify": {"watchdog": "100ms"}}),
+            json!({"httpGet": {"port": "web"}}),
+            json!({"httpGet": {"port": 8080, "host": "::1", "path": "/a?b=%20", "scheme": "HTTPS", "bodyMatch": "^ok$",
+                "expectedStatus": [204, "300-399"], "httpHeaders": [{"name": "X-Token", "value": "a\tb"}]}}),
+            json!({"tcpSocket": {"port": 1, "host": "localhost"}}),
+            json!({"grpc": {"port": 65535, "service": "shop.v1"}}),
+            json!({"exec": {"command": ["true"]}}),
+            json!({"logLine": {"pattern": "ready"}}),
+            json!({"logLine": {"failurePattern": "(?i)fatal"}}),
+            json!({"process": {}, "interval": "100ms", "timeout": "1us", "failureThreshold": 1000, "jitter": 1}),
+        ] {
+            assert_eq!(wrong(&probe), [""; 0], "{probe}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_by_field() {
+        for (probe, fields) in [
+            (json!({}), &[""][..]),
+            (json!({"process": {}, "exec": {"command": ["true"]}}), &["process"]),
+            (json!({"process": {}, "interval": "99ms"}), &["interval"]),
+            (json!({"process": {}, "timeout": "0s"}), &["timeout"]),
+            (json!({"process": {}, "failureThreshold": 0}), &["failureThreshold"]),
+            (json!({"process": {}, "successThreshold": 1001}), &["successThreshold"]),
+            (json!({"process": {}, "jitter": 1.1}), &["jitter"]),
+            (json!({"process": {}, "jitter": -0.1}), &["jitter"]),
+            (json!({"notify": {"watchdog": "99ms"}}), &["notify.watchdog"]),
+            (json!({"tcpSocket": {"port": "metrics"}}), &["tcpSocket.port"]),
+            (json!({"tcpSocket": {"port": 1, "host": ""}}), &["tcpSocket.host"]),
+            (json!({"grpc": {"port": 1, "host": "http://a"}}), &["grpc.host"]),
+            (json!({"httpGet": {"port": 1, "path": "health"}}), &["httpGet.path"]),
+            (json!({"httpGet": {"port": 1, "path": "/a b"}}), &["httpGet.path"]),
+            (json!({"httpGet": {"port": 1, "expectedStatus": []}}), &["httpGet.expectedStatus"]),
+            (json!({"httpGet": {"port": 1, "bodyMatch": "("}}), &["httpGet.bodyMatch"]),
+            (
+                json!({"httpGet": {"port": 1, "httpHeaders": [{"name": "a b"}, {"name": "c", "value": "d\r\ne"}]}}),
+                &["httpGet.httpHeaders[0].name", "httpGet.httpHeaders[1].value"],
+            ),
+            (json!({"exec": {"command": []}}), &["exec.command"]),
+            (json!({"exec": {"command": [""]}}), &["exec.command"]),
+            (json!({"exec": {"command": ["a", "b\0"]}}), &["exec.command[1]"]),
+            (json!({"logLine": {}}), &["logLine.pattern"]),
+            (
+                json!({"logLine": {"pattern": "[", "failurePattern": "a{100000}{1000}"}}),
+                &["logLine.pattern", "logLine.failurePattern"],
+            ),
+        ] {
+            assert_eq!(wrong(&probe), fields, "{probe}");
+        }
+    }
+}

@@ -5,6 +5,7 @@ mod fleet;
 mod logs;
 mod many;
 mod one;
+mod probes;
 mod source;
 mod telemetry;
 
@@ -30,6 +31,7 @@ pub(crate) const ALL: [Measurement; 15] = [
     Measurement { name: "thresholds", what: "what it costs to compare that with levels", run: fleet::thresholds },
     Measurement { name: "idle", what: "CPU time while nothing happens", run: fleet::idle },
     Measurement { name: "telemetry", what: "the same work with telemetry off and on", run: telemetry::telemetry },
+    Measurement { name: "probes", what: "CPU time while all are asked once a second", run: probes::probes },
     Measurement { name: "logs", what: "log capture", run: logs::capture },
     Measurement { name: "stop", what: "stopping many instances", run: fleet::stop },
     Measurement { name: "get", what: "ostler get instances", run: fleet::get },
