@@ -284,3 +284,75 @@ fn what_people_did_is_explained() {
     let error = daemon.fails(1, &["why", "web-7"]);
     assert!(error.contains("NotFound") && error.contains("web-"), "{error}");
 }
+
+/// A probe that decides at its second failure, of a file that is or is not there.
+fn probe(command: &[&str]) -> Value {
+    json!({"exec": {"command": command}, "interval": "200ms", "timeout": "10s", "jitter": 0, "failureThreshold": 2})
+}
+
+#[test]
+fn what_probes_find_is_explained() {
+    let daemon = Daemon::start();
+    let ask = "test -e well || { echo 'the queue is stuck'; exit 4; }";
+    let with = |name: &str, kind: &str, probe: Value| {
+        manifest::with(patient(manifest::sleeper(name)), &format!("spec.{kind}Probe"), probe)
+    };
+    daemon.apply(&manifest::all(&[
+        with("stuck", "liveness", probe(&["sh", "-c", ask])),
+        with("busy", "readiness", probe(&["sh", "-c", ask])),
+        with("slow", "startup", probe(&["sh", "-c", ask])),
+        with("blind", "readiness", json!({"tcpSocket": {"port": 80, "host": "192.0.2.1"}, "interval": "200ms"})),
+    ]));
+    let story = |name: &str, kind: &str, cause: &str, reason: &str| {
+        [
+            format!("instance/{name}-0: Backoff ({reason})"),
+            format!("  spec    revision REVISION of process/{name}, generation 1: sleep 100000"),
+            "  now     waits to be started again since SPAN".to_owned(),
+            format!(
+                "  end     attempt 1: {kind} probe failed, 2 in a row: exit code 4: the queue is stuck; ended by \
+                 SIGTERM, SPAN ago"
+            ),
+            format!(
+                "  policy  restartPolicy Always after {cause}: end 1 in a row, 1h apart × 2 up to 1h, no limit of retries"
+            ),
+            "  next    attempt 2 starts in SPAN (TIME)".to_owned(),
+            format!("  waits   process/{name}: 0 of 1 instances ready"),
+        ]
+    };
+    for (name, kind, cause, reason) in
+        [("stuck", "liveness", "Liveness", "Unhealthy"), ("slow", "startup", "Startup", "StartupFailed")]
+    {
+        backing_off(&daemon, &format!("{name}-0"), 0);
+        let story = story(name, kind, cause, reason);
+        assert_says(&daemon, &format!("{name}-0"), &story.each_ref().map(String::as_str));
+    }
+    // What is not ready runs on, and who is to blame is said: the process, or nobody.
+    let unready = |name: &str, why: &str| {
+        [
+            format!("instance/{name}-0: Running, not ready"),
+            format!("  spec    revision REVISION of process/{name}, generation 1: sleep 100000"),
+            format!("  now     runs; attempt 1, pid PID since SPAN, not ready: {why}"),
+            "  next    readiness is looked at again; nothing is restarted for it".to_owned(),
+            format!("  waits   process/{name}: 0 of 1 instances ready"),
+        ]
+    };
+    let readiness = |it: &Instance| it.0["status"]["probes"]["readiness"].clone();
+    daemon.instance_when("busy-0", "not ready", |it| readiness(it)["verdict"] == "Failed");
+    let story = unready("busy", "exit code 4: the queue is stuck");
+    assert_says(&daemon, "busy-0", &story.each_ref().map(String::as_str));
+    daemon.instance_when("blind-0", "not known", |it| !readiness(it)["output"].is_null());
+    let why = "192.0.2.1 is not a loopback address; `ostler serve --probe-allow 192.0.2.1` allows it";
+    assert_says(&daemon, "blind-0", &unready("blind", why).each_ref().map(String::as_str));
+    std::fs::write(daemon.path().join("well"), "").unwrap();
+    daemon.instance_when("busy-0", "ready", Instance::ready);
+    assert_says(
+        &daemon,
+        "busy-0",
+        &[
+            "instance/busy-0: Running",
+            "  spec    revision REVISION of process/busy, generation 1: sleep 100000",
+            "  now     runs; attempt 1, pid PID since SPAN",
+            "  next    nothing: it is as it should be",
+        ],
+    );
+}

@@ -62,11 +62,9 @@ pub(super) fn notes(before: &ProbesStatus, after: &ProbesStatus) -> Vec<Note> {
         let said = if status.output.is_empty() { String::new() } else { format!(": {}", status.output) };
         notes.push(match status.verdict {
             Health::Healthy => Note::normal("Healthy", format!("{name} probe passed{said}")),
-            Health::Warning | Health::Critical => {
+            // What follows from it has an event of its own.
+            Health::Warning | Health::Critical | Health::Failed => {
                 Note::warning("ProbeFailed", format!("{name} probe failed, {} in a row{said}", status.failures))
-            }
-            Health::Failed => {
-                Note::warning("Unhealthy", format!("{name} probe failed, {} in a row{said}", status.failures))
             }
             Health::Unknown if status.output.is_empty() => continue,
             Health::Unknown => Note::warning("ProbeCannotRun", format!("{name} probe cannot be run{said}")),

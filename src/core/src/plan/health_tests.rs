@@ -141,7 +141,7 @@ fn only_changes_are_told() {
         (&of(Health::Healthy), of(Health::Healthy), None),
         (&of(Health::Healthy), of(Health::Warning), Some("ProbeFailed")),
         (&of(Health::Warning), of(Health::Critical), Some("ProbeFailed")),
-        (&of(Health::Critical), of(Health::Failed), Some("Unhealthy")),
+        (&of(Health::Critical), of(Health::Failed), Some("ProbeFailed")),
         (&of(Health::Failed), of(Health::Healthy), Some("Healthy")),
     ] {
         let told = notes(before, &after);

@@ -669,7 +669,8 @@ impl Planner<'_> {
         }
         if !begun {
             let note = match self.plan.status.stopping.as_ref().and_then(|stopping| stopping.verdict.as_ref()) {
-                Some(verdict) => Note::warning(reason.name(), verdict.message.clone()),
+                // That it ended so is told, once, when it has.
+                Some(verdict) => Note::warning("Stopping", format!("{}: {}", verdict.message, template.stop.signal)),
                 None => Note::normal("Stopping", format!("{}: {}", reason.name(), template.stop.signal)),
             };
             self.plan.notes.push(note);

@@ -86,9 +86,11 @@ fn those_that_end_it_end_it_each_in_its_way() {
         exceed(&mut world, Level::Critical, true);
         assert_eq!(world.phase(), (Phase::Stopping, "ResourceViolation"), "{policy}");
         assert_eq!((world.signals.len(), world.kills), (signals, kills), "{policy}");
-        assert!(world.notes.contains(&"ResourceViolation"), "{policy}");
+        assert!(world.notes.contains(&"Stopping"), "{policy}");
         world.now = world.now + Span::from_secs(1);
         world.end(ExitStatus::Code(0));
+        // Once for each end.
+        assert_eq!(world.notes.iter().filter(|note| **note == "ResourceViolation").count(), 1, "{policy}");
         let status = &world.instance.status;
         let exit = status.last_exit.clone().unwrap();
         assert_eq!((exit.cause, exit.severity), (Some(EndCause::Resource), Some(Severity::Critical)), "{policy}");

@@ -21,7 +21,7 @@ pub(crate) struct Measurement {
 }
 
 /// All of them, in the order they run.
-pub(crate) const ALL: [Measurement; 15] = [
+pub(crate) const ALL: [Measurement; 16] = [
     Measurement { name: "start", what: "serve on an existing store until its processes exist", run: one::start },
     Measurement { name: "apply", what: "one manifest, one process with many replicas", run: fleet::apply_replicas },
     Measurement { name: "apply-docs", what: "one manifest, many processes", run: fleet::apply_documents },
