@@ -169,9 +169,12 @@ pub fn apply(live: &Value, config: &Value, owned: &FieldSet, others: &[(String, 
     for path in &owned.0 {
         let is_free = |path: &[Step]| !wanted.covers(path) && !others.iter().any(|(_, set)| set.touches(path));
         if is_free(path) {
-            // With a block that nobody mentions any more go the defaults that were filled in beside what was.
+            // With a block that nobody mentions any more go the defaults that were filled in beside what was. A list is no
+            // such block: its other items may have come by themselves.
             let least = if path[0] == Step::Field("metadata".to_owned()) { 3 } else { 2 };
-            let whole = (least..path.len()).find(|length| is_free(&path[..*length])).unwrap_or(path.len());
+            let whole = (least..path.len())
+                .find(|length| matches!(path[*length], Step::Field(_)) && is_free(&path[..*length]))
+                .unwrap_or(path.len());
             remove(&mut value, &path[..whole]);
         }
     }
