@@ -233,7 +233,9 @@ mod tests {
     fn the_names_of_a_key_say_the_same() {
         for key in KEYS {
             let words = key.flag.trim_start_matches("--").to_owned();
-            assert_eq!(key.variable, format!("OSTLER_{}", words.replace('-', "_").to_uppercase()));
+            // What other programs call it, too, keeps its name.
+            let prefix = if key.name == "otlpEndpoint" { "OTEL_EXPORTER" } else { "OSTLER" };
+            assert_eq!(key.variable, format!("{prefix}_{}", words.replace('-', "_").to_uppercase()));
             assert_eq!(key.name.to_lowercase(), words.replace('-', ""));
         }
     }

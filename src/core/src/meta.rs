@@ -84,6 +84,7 @@ pub struct ManagedFields {
     pub time: Option<Timestamp>,
     /// The fields it set, in Kubernetes' notation: `f:NAME` is a field, `k:{"name":"X"}` the item of that name.
     #[serde(default, rename = "fieldsV1", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<serde_json::Map<String, serde_json::Value>>"))]
     pub fields_v1: Option<serde_json::Value>,
 }
 

@@ -437,8 +437,10 @@ mod tests {
         Message { groups, ancestors: ancestors.to_vec(), text: text.to_owned(), at: Instant::now() }
     }
 
-    fn descriptors() -> usize {
-        fs::read_dir("/proc/self/fd").unwrap().count()
+    /// How often this process, in which other tests run, has a file open.
+    fn descriptors(file: &Path) -> usize {
+        let open = fs::read_dir("/proc/self/fd").unwrap();
+        open.filter(|entry| fs::read_link(entry.as_ref().unwrap().path()).is_ok_and(|at| at == file)).count()
     }
 
     #[tokio::test]
@@ -446,12 +448,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let sockets = Sockets::bind(directory.path()).unwrap();
         let sender = UnixDatagram::unbound().unwrap();
-        let null = fs::File::open("/dev/null").unwrap();
-        let before = descriptors();
+        let path = directory.path().join("sent");
+        let sent = fs::File::create(&path).unwrap();
+        assert_eq!(descriptors(&path), 1);
         let name = abstract_name(directory.path());
         let address = rustix::net::SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
         for many in [0, 1, 9, 64, DESCRIPTORS] {
-            let fds = vec![null.as_fd(); many];
+            let fds = vec![sent.as_fd(); many];
             let mut space = vec![std::mem::MaybeUninit::uninit(); CONTROL];
             let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
             assert!(many == 0 || control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds)));
@@ -468,7 +471,7 @@ mod tests {
             assert_eq!(heard.iter().map(|message| message.text.as_str()).collect::<Vec<_>>(), [text]);
             assert_eq!(heard[0].ancestors[0], i32::try_from(std::process::id()).unwrap());
         }
-        assert_eq!(descriptors(), before);
+        assert_eq!(descriptors(&path), 1);
     }
 
     #[test]
