@@ -284,7 +284,7 @@ fn namespaces_serves_in_staging_and_goes_with_it() {
     let instances = running(&daemon, "staging", "web", 1);
     assert_serves(&instances);
     let pid = instances[0].pid().unwrap();
-    assert_eq!(proc::variable(pid, "STAGE").as_deref(), Some("staging"));
+    wait_until("the environment", || (proc::variable(pid, "STAGE")? == "staging").then_some(()));
     assert_eq!(proc::variable(pid, "WORKERS").as_deref(), Some("4"));
     assert!(daemon.ok(&["get", "processes", "-n", "staging"]).contains("web"));
     daemon.ok(&["delete", "namespace/staging", "--timeout", "30s"]);
