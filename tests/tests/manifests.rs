@@ -70,6 +70,7 @@ fn every_example_has_a_test_and_is_valid() {
             "external.yaml",
             "fallback.yaml",
             "jobs-like.yaml",
+            "jobs.yaml",
             "limited.yaml",
             "namespaces.yaml",
             "ordered.yaml",
@@ -258,6 +259,21 @@ fn fallback_serves_in_the_place_of_what_cannot_start() {
         it.restarts() == 7 && it.phase() == "Running" && it.reason() == "Fallback"
     });
     assert!(!proc::lives(fallback));
+}
+
+#[test]
+fn jobs_are_done_in_spite_of_a_failure() {
+    let daemon = Daemon::start();
+    example(&daemon, "jobs.yaml");
+    daemon.ok(&["wait", "job/parts", "--for=condition=Complete", "--timeout=1m"]);
+    let status = daemon.get("job", "parts")["status"].clone();
+    assert_eq!((&status["succeeded"], &status["failed"]), (&3.into(), &1.into()), "{status}");
+    let said = daemon.ok(&["logs", "job/parts"]);
+    for part in ["part 0 is done", "part 1 is done", "part 2 is done", "the second run fails"] {
+        assert_eq!(said.matches(part).count(), 1, "{said}");
+    }
+    daemon.ok(&["create", "job", "now", "--from=cronjob/beat"]);
+    daemon.ok(&["wait", "job/now", "--for=condition=Complete", "--timeout=1m"]);
 }
 
 #[test]
