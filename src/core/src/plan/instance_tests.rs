@@ -4,8 +4,11 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::kinds::{InstanceSpec, ProcessSpec};
+use crate::kinds::{self, EndCause, ExitStatus, Identity, InstanceSpec, ProcessSpec, Severity, StopReason, Verdict};
+use crate::limits::{self, EnforcedLimit};
 use crate::meta::Metadata;
+use crate::plan::depend::Waits;
+use crate::time::Span;
 
 #[path = "restart_tests.rs"]
 mod restarts;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::kinds::{Exceeded, Level, LimitKind, Measure, Throttled};
+use crate::plan::resources::Levels;
 use crate::quantity::Cpu;
 
 fn world(policy: &str) -> World {
