@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ostler_core::kinds::{Health, ProbeKind, ProbeStatus, ProcessSpec};
 use ostler_probe::{News, Prober, Report, Settings, Surroundings, Target};
@@ -245,11 +245,20 @@ fn hold_up(file: &std::fs::File, held: bool) {
     use std::os::fd::AsRawFd as _;
     const F_SETSIG: i32 = 10;
     let kind = if held { libc::F_WRLCK } else { libc::F_UNLCK };
-    // SAFETY: plain system calls on a descriptor that is open. The signal is one that is ignored unless asked for.
-    unsafe {
-        assert_eq!(libc::fcntl(file.as_raw_fd(), F_SETSIG, libc::SIGURG), 0);
-        let lease = libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind);
-        assert_eq!(lease, 0, "{}", std::io::Error::last_os_error());
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        // SAFETY: plain system calls on a descriptor that is open. The signal is one that is ignored unless asked for.
+        let lease = unsafe {
+            assert_eq!(libc::fcntl(file.as_raw_fd(), F_SETSIG, libc::SIGURG), 0);
+            libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind)
+        };
+        if lease == 0 {
+            return;
+        }
+        // A child of another test may have the file open until it calls exec.
+        let why = std::io::Error::last_os_error();
+        assert!(why.kind() == std::io::ErrorKind::WouldBlock && Instant::now() < end, "{why}");
+        std::thread::yield_now();
     }
 }
 
