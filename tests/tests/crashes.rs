@@ -63,7 +63,7 @@ fn client(daemon: &Daemon, model: &Mutex<Model>, mut random: Random, over: &Atom
             (2, Some(_)) => acknowledged(&["restart", &target], ""),
             _ => {
                 tag += 1;
-                acknowledged(&["apply", "-f", "-"], &tagged(&name, replicas, tag).to_string());
+                acknowledged(&["apply", "--force-conflicts", "-f", "-"], &tagged(&name, replicas, tag).to_string());
                 model.insert(name, Some((replicas, tag)));
             }
         }
