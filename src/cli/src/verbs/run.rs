@@ -79,7 +79,7 @@ pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
     }
     // Before anything is started: nobody who presses Ctrl-C from here on leaves something behind that he does not know.
     let interrupts = Interrupts::new()?;
-    make(ctx, Kind::Process, &object, "ostler run").await?;
+    make(ctx, Kind::Process, &object).await?;
     if args.detach {
         ctx.line(format_args!("process/{name} created"))?;
         return Ok(Exit::Ok);

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::exit::Exit;
 use crate::kinds::Kind;
 use crate::output::json::{write_pretty, yaml};
+use crate::verbs::apply::MANAGER;
 
 /// Make an object from flags and files
 #[derive(Debug, clap::Args)]
@@ -59,7 +60,7 @@ pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
 async fn create(ctx: &mut Ctx, kind: Kind, object: &Value, common: &Common) -> Result<Exit, Error> {
     check(object)?;
     if !common.dry_run {
-        let answer = make(ctx, kind, object, "ostler create").await?;
+        let answer = make(ctx, kind, object).await?;
         if common.output.is_none() {
             for applied in &answer.results {
                 ctx.line(format_args!("{} created", applied.object.as_ref().map(show).unwrap_or_default()))?;
@@ -85,8 +86,9 @@ pub(super) fn check(object: &Value) -> Result<(), Error> {
     Err(Error::usage(text, "nothing was made"))
 }
 
-/// Applies an object that must not exist yet.
-pub(super) async fn make(ctx: &Ctx, kind: Kind, object: &Value, manager: &str) -> Result<v1::ApplyResponse, Error> {
+/// Applies an object that must not exist yet. Its fields belong to `ostler apply`: a manifest that is applied later adopts
+/// it.
+pub(super) async fn make(ctx: &Ctx, kind: Kind, object: &Value) -> Result<v1::ApplyResponse, Error> {
     let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
     let (name, namespace) = (text("name"), text("namespace"));
     let client = Client::connect(&ctx.settings).await?;
@@ -105,7 +107,7 @@ pub(super) async fn make(ctx: &Ctx, kind: Kind, object: &Value, manager: &str) -
         }
     }
     let objects = vec![Bytes::from(object.to_string())];
-    let request = v1::ApplyRequest { objects, dry_run: false, field_manager: manager.into(), force_conflicts: false };
+    let request = v1::ApplyRequest { objects, dry_run: false, field_manager: MANAGER.into(), force_conflicts: false };
     client.once(api.apply(request)).await
 }
 
