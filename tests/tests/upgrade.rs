@@ -15,7 +15,9 @@ fn an_upgrade_keeps_every_process_every_byte_and_every_exit() {
     let mut daemon = Daemon::start();
     let mut quitter = manifest::witness("quitter", "--rate 200 --exit-after-ms 100 --code 7");
     quitter["spec"]["backoff"] = json!({"initial": "1ms", "factor": 1, "jitter": 0});
-    daemon.apply_ready(&manifest::all(&[manifest::witness("stayer", "--rate 500 --stderr-every 3"), quitter]));
+    daemon.apply_ready(&manifest::witness("stayer", "--rate 500 --stderr-every 3").to_string());
+    // It never runs for long enough to be ready.
+    daemon.apply(&quitter.to_string());
     let before = daemon.running("stayer-0");
     for round in 0..3 {
         let copy = daemon.path().join(format!("next-{round}"));
