@@ -29,8 +29,9 @@ fn an_upgrade_keeps_every_process_every_byte_and_every_exit() {
         let info = wait_until("both to run the new program", || {
             let info = daemon.info()?;
             let (keeper, controller) = (daemon.keeper()?.pid, daemon.controller()?.pid);
-            (program(keeper) == expected && program(controller) == expected && info["controllerPid"] == controller)
-                .then_some(info)
+            // A controller that has just begun answers before its keeper has said who it is.
+            let met = info["controllerPid"] == controller && info["keeperPid"] != 0;
+            (met && program(keeper) == expected && program(controller) == expected).then_some(info)
         });
         // Replaced in place: its children are still its children.
         assert_eq!(info["keeperPid"], keeper.pid);
