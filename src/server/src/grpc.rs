@@ -76,7 +76,16 @@ pub async fn serve(
     let api = OstlerServer::new(service)
         .max_decoding_message_size(ostler_rpc::MAX_MESSAGE)
         .max_encoding_message_size(ostler_rpc::MAX_MESSAGE);
-    let incoming = UnixListenerStream::new(listener).filter(|connection| connection.as_ref().map_or(true, is_allowed));
+    let incoming = UnixListenerStream::new(listener)
+        .then(|connection| async move {
+            if let Err(why) = &connection {
+                // Without free descriptors the next one fails at once, too, and so on for ever.
+                warn!(%why, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            connection
+        })
+        .filter(|connection| connection.as_ref().map_or(true, is_allowed));
     let (drain, drained) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(Some(CONCURRENCY))

@@ -39,8 +39,9 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        // Sockets, logs and probes need some, too.
-        let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / 4;
+        // Three for each instance are held beside these, up to as many instances as fit; sockets, logs and probes need
+        // some, too.
+        let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / 16;
         Self {
             interval: ostler_core::kinds::Resources::INTERVAL.to_std(),
             descriptors: usize::try_from(most).unwrap_or(usize::MAX).min(4096),
