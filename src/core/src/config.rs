@@ -26,6 +26,22 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// What a reference to an object of the kind is; there are none to other kinds.
+    pub const fn of(kind: Kind) -> Option<Self> {
+        match kind {
+            Kind::ConfigMap => Some(Self::ConfigMap),
+            Kind::Secret => Some(Self::Secret),
+            Kind::Namespace
+            | Kind::Process
+            | Kind::Job
+            | Kind::CronJob
+            | Kind::Instance
+            | Kind::Source
+            | Kind::External
+            | Kind::Event => None,
+        }
+    }
+
     /// The kind of the object.
     pub const fn kind(self) -> Kind {
         match self {

@@ -1,6 +1,6 @@
 //! Apply: what a set of manifests would change, and changing it all at once.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 use ostler_core::config;
@@ -96,14 +96,14 @@ impl Service {
         let mut applied = Vec::with_capacity(wanted.len());
         let mut causes = Vec::new();
         let mut conflicts = false;
+        let together: Together<'_> = wanted.iter().map(|want| identity(&want.object)).collect();
         for (index, want) in wanted.iter().enumerate() {
             let mut complain = |field: &str, message: String| {
                 causes.push(Cause { object: index, field: field.to_owned(), message });
             };
-            let metadata = want.object.metadata();
-            let (kind, namespace, name) = (want.object.kind(), metadata.namespace.as_str(), metadata.name.as_str());
+            let (kind, namespace, name) = identity(&want.object);
             if kind.is_namespaced()
-                && let Err(message) = self.check_namespace(namespace, wanted)
+                && let Err(message) = self.check_namespace(namespace, &together)
             {
                 complain("metadata.namespace", message);
                 continue;
@@ -152,7 +152,7 @@ impl Service {
                     _,
                 ) => Vec::new(),
             };
-            if let Some(message) = self.name_taken(kind, namespace, name, wanted) {
+            if let Some(message) = self.name_taken(kind, namespace, name, &together) {
                 complain("metadata.name", message);
                 continue;
             }
@@ -194,10 +194,8 @@ impl Service {
         })
     }
 
-    fn check_namespace(&self, namespace: &str, wanted: &[Wanted]) -> Result<(), String> {
-        let applied_too = wanted
-            .iter()
-            .any(|want| matches!(&want.object, Applicable::Namespace(object) if object.metadata.name == namespace));
+    fn check_namespace(&self, namespace: &str, together: &Together<'_>) -> Result<(), String> {
+        let applied_too = together.contains(&(Kind::Namespace, "", namespace));
         match self.store.get(&key(Kind::Namespace, "", namespace).into()) {
             Some(entry) => match serde_json::from_slice::<Namespace>(&entry.value) {
                 Ok(object) if object.metadata.is_deleting() => Err(format!("namespace {namespace:?} is being deleted")),
@@ -211,7 +209,7 @@ impl Service {
     }
 
     /// Instances are named after what they belong to, so a Process and a Job cannot have the same name.
-    fn name_taken(&self, kind: Kind, namespace: &str, name: &str, wanted: &[Wanted]) -> Option<String> {
+    fn name_taken(&self, kind: Kind, namespace: &str, name: &str, together: &Together<'_>) -> Option<String> {
         let other = match kind {
             Kind::Process => Kind::Job,
             Kind::Job => Kind::Process,
@@ -224,10 +222,8 @@ impl Service {
             | Kind::External
             | Kind::Event => return None,
         };
-        let too = wanted.iter().map(|want| (want.object.kind(), want.object.metadata()));
-        let mut too = too.filter(|(kind, metadata)| *kind == other && metadata.namespace == namespace);
-        let taken = self.store.get(&key(other, namespace, name).into()).is_some()
-            || too.any(|(_, metadata)| metadata.name == name);
+        let taken = together.contains(&(other, namespace, name))
+            || self.store.get(&key(other, namespace, name).into()).is_some();
         taken.then(|| {
             format!("there is a {other} {name:?}, whose instances have the names that those of this {kind} would have")
         })
@@ -288,7 +284,7 @@ impl Service {
     /// What a changed ConfigMap or Secret does to instances.
     fn dependents(&self, object: &Applicable) -> Vec<Effect> {
         let metadata = object.metadata();
-        let origin = if object.kind() == Kind::Secret { config::Origin::Secret } else { config::Origin::ConfigMap };
+        let Some(origin) = config::Origin::of(object.kind()) else { return Vec::new() };
         let name = metadata.name.as_str();
         let why = format!("{} {name:?} changed", object.kind().singular());
         let mut effects = Vec::new();
@@ -380,6 +376,14 @@ fn frozen(new: &JobSpec, old: &JobSpec) -> FieldErrors {
     check("completions", new.completions == old.completions);
     check("template", new.template == old.template);
     errors
+}
+
+/// Kind, namespace and name of all that is applied at once.
+type Together<'a> = HashSet<(Kind, &'a str, &'a str)>;
+
+fn identity(object: &Applicable) -> (Kind, &str, &str) {
+    let metadata = object.metadata();
+    (object.kind(), metadata.namespace.as_str(), metadata.name.as_str())
 }
 
 /// One object of a request.

@@ -210,19 +210,7 @@ impl<D: Driver> Controller<D> {
             // History moved on in between: the watch fails again at once, and this is tried again.
             Err(why) => warn!(%why, "cannot watch"),
         }
-        let origin = match kind {
-            Kind::ConfigMap => Some(Origin::ConfigMap),
-            Kind::Secret => Some(Origin::Secret),
-            Kind::Namespace
-            | Kind::Process
-            | Kind::Job
-            | Kind::CronJob
-            | Kind::Instance
-            | Kind::Source
-            | Kind::External
-            | Kind::Event => None,
-        };
-        if let Some(origin) = origin {
+        if let Some(origin) = Origin::of(kind) {
             self.world.config.retain(|(known, _), _| *known != origin);
             for entry in &snapshot.entries {
                 let id = id(entry.key.namespace(), entry.key.name());

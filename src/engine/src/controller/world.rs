@@ -180,19 +180,7 @@ impl World {
             EventKind::Put(value) => Some(value),
             EventKind::Delete => None,
         };
-        let origin = match kind {
-            Kind::ConfigMap => Some(Origin::ConfigMap),
-            Kind::Secret => Some(Origin::Secret),
-            Kind::Namespace
-            | Kind::Process
-            | Kind::Job
-            | Kind::CronJob
-            | Kind::Instance
-            | Kind::Source
-            | Kind::External
-            | Kind::Event => None,
-        };
-        if let Some(origin) = origin {
+        if let Some(origin) = Origin::of(kind) {
             // What cannot be read is not there.
             if self.put_config(origin, &id, value.map(|value| &**value)).is_err() {
                 self.config.remove(&(origin, id));
