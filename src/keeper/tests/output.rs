@@ -262,9 +262,15 @@ fn a_full_disk_refuses_a_start_and_forgets_no_end() {
     }
     let _unmount = Unmount(state_dir.clone());
     let mut client = daemon.start();
-    let (running, refused) = (daemon.id(), daemon.id());
-    client.tell(script(&running, 1, "exec sleep 1000"));
-    client.wait_phase(&running, 1, Phase::Running);
+    // So many that their ends take more room than one start: where that did not fit, these do not either.
+    let running: Vec<String> = (0..40).map(|_| daemon.id()).collect();
+    let refused = daemon.id();
+    for id in &running {
+        client.tell(script(id, 1, "exec sleep 1000"));
+    }
+    for id in &running {
+        client.wait_phase(id, 1, Phase::Running);
+    }
     let ballast = fs::File::create(state_dir.join("ballast")).unwrap();
     let mut size = 0;
     while ballast.write_at(&[0; 4096], size).is_ok() {
@@ -291,9 +297,13 @@ fn a_full_disk_refuses_a_start_and_forgets_no_end() {
     assert_eq!(error.stage(), ostler_keeper::wire::spawn_error::Stage::Journal);
     assert_eq!(error.errno, libc::ENOSPC);
     assert!(harness::marked(&refused).is_empty());
-    client.kill(&running, 1);
-    client.wait_phase(&running, 1, Phase::Empty);
-    // The end is written as soon as there is room, and a later daemon knows it.
+    for id in &running {
+        client.kill(id, 1);
+    }
+    for id in &running {
+        client.wait_phase(id, 1, Phase::Empty);
+    }
+    // The ends are written as soon as there is room, and a later daemon knows them.
     let journal = daemon.journal();
     let before = fs::metadata(&journal).unwrap().len();
     drop(ballast);
@@ -303,8 +313,10 @@ fn a_full_disk_refuses_a_start_and_forgets_no_end() {
     daemon.kill_controller(client);
     harness::wait_gone(daemon.relay_pid);
     let mut client = daemon.start();
-    let state = client.wait_phase(&running, 1, Phase::Empty);
-    assert_eq!(state.exit.unwrap().signal(), Some(9));
+    for id in &running {
+        let state = client.wait_phase(id, 1, Phase::Empty);
+        assert_eq!(state.exit.unwrap().signal(), Some(9));
+    }
 }
 
 #[test]
