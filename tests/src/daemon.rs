@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -571,6 +571,14 @@ impl Drop for Daemon {
                     }
                 }
                 let _ = fs::remove_dir(&cgroup);
+            }
+        }
+        // Files of instances that were just killed.
+        if let Ok(state) = fs::metadata(&self.state) {
+            let name = format!("ostler-{:x}-{:x}", state.dev(), state.ino());
+            let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+            for home in [Some("/run".into()), runtime, Some("/dev/shm".into())].into_iter().flatten() {
+                let _ = fs::remove_dir_all(home.join(&name));
             }
         }
         // Where the state directory is a disk of its own, it has to go first.

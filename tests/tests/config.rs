@@ -124,6 +124,75 @@ fn env_files_are_read_at_each_start_and_env_wins() {
     runs_with(&daemon, "web-0", "FROM", None);
 }
 
+/// What a shell notes down of its files: at its start and on each SIGHUP.
+fn reader(daemon: &Daemon, more: &Value) -> String {
+    let notes = daemon.path().join("notes");
+    let note = format!(
+        r#"note() {{ echo "$1 $(cat "$OSTLER_FILES_DIR/conf/level") $(ls "$OSTLER_FILES_DIR/all" | tr '\n' ' ')$(cat fixed 2>/dev/null || cat "$OSTLER_FILES_DIR/fixed")" >> {}; }}"#,
+        notes.display()
+    );
+    let script = format!("{note}; trap 'note hup' HUP; note start; while :; do sleep 0.1; done");
+    let mut spec = json!({"command": ["sh", "-c", script, "$(OSTLER_FILES_DIR)"]});
+    spec.as_object_mut().expect("it is one").extend(more.as_object().expect("it is one").clone());
+    manifest::process("reader", &spec).to_string()
+}
+
+#[test]
+fn files_are_new_before_the_signal_and_are_gone_with_the_process() {
+    let daemon = Daemon::start();
+    let notes = || -> Vec<String> {
+        let text = fs::read_to_string(daemon.path().join("notes")).unwrap_or_default();
+        text.lines().map(|line| line.trim_end().to_owned()).collect()
+    };
+    let noted = |wanted: &[&str]| {
+        wait_until(format!("{wanted:?}"), || (notes() == *wanted).then_some(()));
+    };
+    daemon.apply(&config_map("app", &json!({"level": "info", "x.conf": "1"})));
+    let manifest = reader(
+        &daemon,
+        &json!({"files": [
+            {"path": "conf/level", "configMapRef": {"name": "app", "key": "level"}, "onChange": "Signal"},
+            {"path": "all", "configMapRef": {"name": "app"}, "onChange": "Signal"},
+            {"path": "fixed", "secretRef": {"name": "late", "key": "word"}, "mode": "0500"}]}),
+    );
+    daemon.apply(&manifest);
+    daemon.instance_when("reader-0", "waiting for the Secret", |it| it.reason() == "ConfigError");
+    daemon.apply(&secret("late", &json!({"word": "open"})));
+    noted(&["start info level x.conf open"]);
+    let before = daemon.running("reader-0");
+    let directory = PathBuf::from(proc::variable(before.pid, "OSTLER_FILES_DIR").unwrap());
+    assert!(proc::arguments(before.pid).contains(&directory.display().to_string()));
+    let mode = |path: &str| fs::metadata(directory.join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(""), mode("conf/level"), mode("fixed")), (0o700, 0o400, 0o500));
+
+    // One change, one signal, and the same process.
+    daemon.apply(&config_map("app", &json!({"level": "debug", "y.conf": "1"})));
+    noted(&["start info level x.conf open", "hup debug level y.conf open"]);
+    wait_until("the event", || {
+        let events = daemon.ok(&["events", "--for", "instance/reader-0"]);
+        (events.contains("FilesReplaced") && events.contains("SIGHUP")).then_some(())
+    });
+    // Neither a controller that begins anew nor a new daemon tells it again, but both of what changes then.
+    daemon.kill_controller();
+    daemon.answers();
+    daemon.kill_both();
+    daemon.serve();
+    daemon.apply(&config_map("app", &json!({"level": "trace", "y.conf": "1"})));
+    noted(&["start info level x.conf open", "hup debug level y.conf open", "hup trace level y.conf open"]);
+    assert_eq!(daemon.running("reader-0"), before);
+
+    // What is not to be signalled replaces the process, which finds everything new.
+    daemon.apply(&secret("late", &json!({"word": "shut"})));
+    wait_until("the next process", || (notes().last()? == "start trace level y.conf shut").then_some(()));
+    assert!(!proc::lives(before));
+    daemon.ok(&["delete", "process/reader"]);
+    wait_until("the files to go", || (!directory.exists()).then_some(()));
+    // Paths that lead out are refused where they stand.
+    let escape = sleeper("out", &json!({"files": [{"path": "../x", "configMapRef": {"name": "app"}}]}));
+    let refused = daemon.try_apply(&escape).stderr;
+    assert!(refused.contains("a relative path such as"), "{refused}");
+}
+
 #[test]
 fn what_is_immutable_stays_and_bad_content_changes_nothing() {
     let daemon = Daemon::start();
@@ -233,10 +302,18 @@ fn a_secret_is_seen_nowhere() {
         "web",
         &json!({"envFrom": [{"secretRef": {"name": "db"}}],
             "env": [{"name": "URL", "value": "db://$(PGPASSWORD)@host"}],
+            "files": [{"path": "password", "secretRef": {"name": "db", "key": "password"}},
+                {"path": "live", "secretRef": {"name": "db"}, "onChange": "Signal", "signal": "SIGCONT"}],
             "readinessProbe": {"exec": {"command": ["sh", "-c", "test -n \"$PGPASSWORD\""]}}}),
     ));
     let url = format!("db://{CANARY}@host");
-    runs_with(&daemon, "web-0", "URL", Some(&url));
+    let pid = runs_with(&daemon, "web-0", "URL", Some(&url));
+    // Files are in memory, and nobody else can read them.
+    let directory = PathBuf::from(proc::variable(pid, "OSTLER_FILES_DIR").unwrap());
+    assert!(!directory.starts_with(daemon.state()), "{} is on disk", directory.display());
+    assert_eq!(fs::read_to_string(directory.join("password")).unwrap(), CANARY);
+    assert_eq!(fs::read_to_string(directory.join("live/PGPASSWORD")).unwrap(), CANARY);
+    assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o077, 0);
     // In the arguments of a command it would be seen by everybody: refused where it is known, not started elsewhere.
     let direct = sleeper(
         "argv",
@@ -311,6 +388,7 @@ fn a_secret_is_seen_nowhere() {
         }
     };
     search();
+    assert!(directory.exists());
     daemon.shutdown();
     search();
 
@@ -335,4 +413,8 @@ fn a_secret_is_seen_nowhere() {
     daemon.serve();
     daemon.ok(&["wait", "process/web", "--for=condition=Ready", "--timeout=60s"]);
     assert_eq!(runs_with(&daemon, "web-0", "PGPASSWORD", Some(NEXT)), pid);
+    assert_eq!(fs::read_to_string(directory.join("live/password")).unwrap(), NEXT);
+    // What is stopped needs no files.
+    daemon.ok(&["stop", "process/web"]);
+    wait_until("the files to go", || (!directory.exists()).then_some(()));
 }

@@ -69,6 +69,7 @@ fn every_example_has_a_test_and_is_valid() {
             "demo",
             "external.yaml",
             "fallback.yaml",
+            "files.yaml",
             "jobs-like.yaml",
             "jobs.yaml",
             "limited.yaml",
@@ -120,6 +121,23 @@ fn config_greets_as_it_is_told() {
         daemon.ok(&["create", "configmap", "greeting", "--from-literal=GREETING=Ahoy", "--dry-run", "-o", "yaml"]);
     daemon.apply(&changed);
     greets("Ahoy");
+}
+
+#[test]
+fn files_are_read_anew_on_the_signal() {
+    let daemon = Daemon::start();
+    example(&daemon, "files.yaml");
+    let greets = |word: &str| {
+        let said = format!("{word}, I know a password of 11 letters");
+        wait_until(said.clone(), || daemon.cli(&["logs", "clerk-0"]).stdout.contains(&said).then_some(()));
+    };
+    greets("Hello");
+    let before = daemon.running("clerk-0");
+    let changed =
+        daemon.ok(&["create", "configmap", "clerk", "--from-literal=greeting=Ahoy", "--dry-run", "-o", "yaml"]);
+    daemon.apply(&changed);
+    greets("Ahoy");
+    assert_eq!(daemon.running("clerk-0"), before);
 }
 
 #[test]

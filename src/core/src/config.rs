@@ -8,7 +8,8 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use crate::kinds::{ConfigMap, Kind, OnChange, ProcessSpec};
+use crate::kinds::{ConfigFile, ConfigMap, Kind, OnChange, OnFileChange, ProcessSpec};
+use crate::signal;
 
 /// Bytes by key.
 pub type Contents = BTreeMap<String, Vec<u8>>;
@@ -60,13 +61,39 @@ pub struct Variable {
     pub secret: bool,
 }
 
+/// A file whose content comes from elsewhere.
+#[derive(Clone)]
+pub struct File {
+    /// Relative to the private directory; no part of it is special.
+    pub path: String,
+    /// Permissions.
+    pub mode: u32,
+    /// The signal that tells a running process of new content; nothing when that waits for the next start.
+    pub signal: Option<i32>,
+    /// It comes from a Secret.
+    pub secret: bool,
+    contents: Arc<Contents>,
+    key: String,
+}
+
+impl File {
+    /// What is in it.
+    pub fn content(&self) -> &[u8] {
+        self.contents.get(&self.key).map_or(&[], Vec::as_slice)
+    }
+}
+
 /// What a process gets from ConfigMaps and Secrets.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub struct Resolved {
     /// What `envFrom` yields.
     pub env_from: BTreeMap<String, Variable>,
     /// What `valueFrom` yields, by the name of the variable.
     pub env: BTreeMap<String, Variable>,
+    /// What `files` yields.
+    pub files: Vec<File>,
+    /// The private directory that the files are in, once whoever writes them has said where.
+    pub directory: Option<String>,
     /// What a start has to wait for, in words without any value.
     pub missing: Option<String>,
     /// Everything whose change replaces processes, unambiguously.
@@ -85,6 +112,10 @@ pub fn references(spec: &ProcessSpec) -> BTreeSet<(Origin, &str)> {
     for from in spec.env.iter().filter_map(|variable| variable.value_from.as_deref()) {
         found.extend(from.config_map_key_ref.iter().map(|to| (Origin::ConfigMap, to.name.as_str())));
         found.extend(from.secret_key_ref.iter().map(|to| (Origin::Secret, to.name.as_str())));
+    }
+    for file in &spec.files {
+        found.extend(file.config_map_ref.iter().map(|to| (Origin::ConfigMap, to.name.as_str())));
+        found.extend(file.secret_ref.iter().map(|to| (Origin::Secret, to.name.as_str())));
     }
     found
 }
@@ -105,12 +136,46 @@ pub fn restarts_on(spec: &ProcessSpec, origin: Origin, name: &str) -> bool {
         };
         to.as_ref().is_some_and(|to| to.name == name && to.on_change == OnChange::Restart)
     });
-    whole || one
+    let file = spec.files.iter().filter(|file| file.on_change == OnFileChange::Restart).any(|file| {
+        let to = match origin {
+            Origin::ConfigMap => &file.config_map_ref,
+            Origin::Secret => &file.secret_ref,
+        };
+        to.as_ref().is_some_and(|to| to.name == name)
+    });
+    whole || one || file
+}
+
+/// Whether a change of what a spec refers to is told to running processes by a signal.
+pub fn signals(spec: &ProcessSpec) -> bool {
+    spec.files.iter().any(|file| file.on_change == OnFileChange::Signal)
+}
+
+/// What identifies the files that are replaced together, those with the same signal: everything in them, unambiguously,
+/// by the number of the signal; and whether some of it comes from a Secret.
+pub fn live(files: &[File]) -> BTreeMap<i32, (Vec<u8>, bool)> {
+    let mut found: BTreeMap<i32, (Vec<u8>, bool)> = BTreeMap::new();
+    for file in files {
+        let Some(signal) = file.signal else { continue };
+        let (bytes, secret) = found.entry(signal).or_default();
+        *secret |= file.secret;
+        let mode = file.mode.to_le_bytes();
+        frame(bytes, [file.path.as_bytes(), &mode, file.content()]);
+    }
+    found
+}
+
+/// Appends parts so that no others come to the same.
+fn frame<'a>(out: &mut Vec<u8>, parts: impl IntoIterator<Item = &'a [u8]>) {
+    for part in parts {
+        out.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        out.extend_from_slice(part);
+    }
 }
 
 /// Whether a spec refers to any ConfigMap or Secret; cheaper than to list them.
 pub fn refers(spec: &ProcessSpec) -> bool {
-    !spec.env_from.is_empty() || spec.env.iter().any(|variable| variable.value_from.is_some())
+    !spec.env_from.is_empty() || !spec.files.is_empty() || spec.env.iter().any(|variable| variable.value_from.is_some())
 }
 
 /// Whether Ostler sets a variable itself, so that nothing else may.
@@ -175,9 +240,7 @@ pub fn resolve(
             if !to.optional {
                 resolver.wait(match contents {
                     None => not_found(origin, &to.name),
-                    Some(_) => {
-                        format!("{} {:?} has no key {:?}", origin.kind().singular(), to.name, to.key)
-                    }
+                    Some(_) => no_key(origin, &to.name, &to.key),
                 });
             }
             continue;
@@ -196,6 +259,9 @@ pub fn resolve(
             )),
         }
     }
+    for file in &spec.files {
+        resolver.file(file, &mut lookup);
+    }
     resolver.resolved
 }
 
@@ -210,23 +276,75 @@ impl Resolver {
 
     fn depends(&mut self, origin: Origin, on_change: OnChange, path: &[&str], value: &[u8]) {
         match on_change {
-            OnChange::Ignore => return,
-            OnChange::Restart => {}
+            OnChange::Ignore => {}
+            OnChange::Restart => self.restarts(origin, path, value),
         }
+    }
+
+    fn restarts(&mut self, origin: Origin, path: &[&str], value: &[u8]) {
         self.resolved.has_secrets |= origin == Origin::Secret;
-        let out = &mut self.resolved.restarts_on;
-        for part in std::iter::once(origin.kind().name().as_bytes())
+        let parts = std::iter::once(origin.kind().name().as_bytes())
             .chain(path.iter().map(|part| part.as_bytes()))
-            .chain(std::iter::once(value))
-        {
-            out.extend_from_slice(&(part.len() as u64).to_le_bytes());
-            out.extend_from_slice(part);
+            .chain(std::iter::once(value));
+        frame(&mut self.resolved.restarts_on, parts);
+    }
+
+    fn file(
+        &mut self,
+        file: &ConfigFile,
+        lookup: &mut impl FnMut(Origin, &str) -> Result<Option<Arc<Contents>>, String>,
+    ) {
+        let (origin, to) = match (&file.config_map_ref, &file.secret_ref) {
+            (Some(to), _) => (Origin::ConfigMap, to),
+            (None, Some(to)) => (Origin::Secret, to),
+            (None, None) => return,
+        };
+        let contents = match lookup(origin, &to.name) {
+            Ok(contents) => contents,
+            Err(why) => return self.wait(why),
+        };
+        let Some(contents) = contents else {
+            if !to.optional {
+                self.wait(not_found(origin, &to.name));
+            }
+            return;
+        };
+        let keys: Vec<&String> = match &to.key {
+            Some(key) => contents.get_key_value(key).map(|(key, _)| key).into_iter().collect(),
+            // What an object may hold and no directory.
+            None => contents.keys().filter(|key| *key != "." && !key.starts_with("..")).collect(),
+        };
+        if let (Some(key), true, false) = (&to.key, keys.is_empty(), to.optional) {
+            self.wait(no_key(origin, &to.name, key));
+        }
+        for key in keys {
+            let path = if to.key.is_some() { file.path.clone() } else { format!("{}/{key}", file.path) };
+            let signal = match file.on_change {
+                OnFileChange::Signal => signal::parse(file.signal()).ok(),
+                OnFileChange::Restart => {
+                    self.restarts(origin, &["files", &path, &to.name, key], &contents[key]);
+                    None
+                }
+                OnFileChange::Ignore => None,
+            };
+            self.resolved.files.push(File {
+                path,
+                mode: file.mode.bits(),
+                signal,
+                secret: origin == Origin::Secret,
+                contents: Arc::clone(&contents),
+                key: key.clone(),
+            });
         }
     }
 }
 
 fn not_found(origin: Origin, name: &str) -> String {
     format!("{} {name:?} not found", origin.kind().singular())
+}
+
+fn no_key(origin: Origin, name: &str, key: &str) -> String {
+    format!("{} {name:?} has no key {key:?}", origin.kind().singular())
 }
 
 fn is_variable(name: &str) -> bool {
@@ -363,6 +481,39 @@ mod tests {
         };
         assert!(on("Ignore").restarts_on.is_empty() && !on("Ignore").has_secrets);
         assert!(!on("Restart").restarts_on.is_empty() && on("Restart").has_secrets);
+    }
+
+    #[test]
+    fn files_are_keys_or_whole_objects_and_only_those_with_a_signal_are_live() {
+        let resolved = resolve(
+            &spec(&json!({"files": [
+                {"path": "conf/level", "configMapRef": {"name": "app", "key": "LEVEL"}},
+                {"path": "all", "configMapRef": {"name": "app"}, "onChange": "Ignore"},
+                {"path": "pw", "secretRef": {"name": "db", "key": "password"}, "onChange": "Signal", "mode": "0600"},
+                {"path": "none", "secretRef": {"name": "db", "key": "no", "optional": true}},
+            ]})),
+            look,
+        );
+        assert_eq!(resolved.missing, None);
+        let paths: Vec<&str> = resolved.files.iter().map(|file| file.path.as_str()).collect();
+        // Whatever a key holds: it is a file.
+        assert_eq!(paths, ["conf/level", "all/BIN", "all/LEVEL", "all/PORT", "all/app.conf", "pw"]);
+        assert_eq!(resolved.files[1].content(), b"\xff");
+        // Only the first one replaces processes, and it is no secret.
+        assert!(!resolved.restarts_on.is_empty() && !resolved.has_secrets);
+        let live = live(&resolved.files);
+        assert_eq!(live.keys().copied().collect::<Vec<_>>(), [1]);
+        assert!(live[&1].1 && resolved.files[5].mode == 0o600);
+        let missing = |file: serde_json::Value| resolve(&spec(&json!({"files": [file]})), look).missing;
+        assert_eq!(
+            missing(json!({"path": "x", "secretRef": {"name": "db", "key": "no"}})).unwrap(),
+            "secret \"db\" has no key \"no\""
+        );
+        assert_eq!(
+            missing(json!({"path": "x", "configMapRef": {"name": "no"}})).unwrap(),
+            "configmap \"no\" not found"
+        );
+        assert_eq!(missing(json!({"path": "x", "configMapRef": {"name": "no", "optional": true}})), None);
     }
 
     #[test]

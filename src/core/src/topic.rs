@@ -98,7 +98,10 @@ impl Topic {
             | "BadWorkingDirectory"
             | "BadUser"
             | "StartFailed"
-            | "InvalidSchedule" => Self::Config,
+            | "InvalidSchedule"
+            | "FilesReplaced"
+            | "FilesNotReplaced"
+            | "FilesOnDisk" => Self::Config,
             "LogsBlocked" | "LogsRecovered" => Self::Storage,
             _ => Self::Lifecycle,
         }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::config;
 use crate::kinds::{
-    ConfigMap, CronJob, Dependency, DependencyCondition, EndCause, EnvVar, External, Job, JobSpec, Kind, Port,
-    PortNumber, Process, ProcessSpec, Restart, RestartPolicy, RetryBackoff, Secret, Source, Strategy,
+    ConfigMap, CronJob, Dependency, DependencyCondition, EndCause, EnvVar, External, Job, JobSpec, Kind, OnFileChange,
+    Port, PortNumber, Process, ProcessSpec, Restart, RestartPolicy, RetryBackoff, Secret, Source, Strategy,
 };
 use crate::meta::Metadata;
 use crate::plan::external::Matcher;
@@ -482,6 +482,7 @@ fn references(spec: &ProcessSpec, found: &mut Findings) {
             found.add(format!("spec.envFiles[{index}].path"), "must be absolute once it reaches the daemon");
         }
     }
+    files(spec, found);
     let hidden = config::secret_variables(spec);
     let fallback = spec.fallback.iter().flat_map(|fallback| &fallback.command);
     let words = spec
@@ -499,6 +500,42 @@ fn references(spec: &ProcessSpec, found: &mut Findings) {
                     "$({name}) comes from a Secret, and every user can see arguments; read it from the environment"
                 ),
             );
+        }
+    }
+}
+
+/// Files from ConfigMaps and Secrets: nothing may lie outside of their directory, or where something else lies.
+fn files(spec: &ProcessSpec, found: &mut Findings) {
+    let mut paths: Vec<&str> = Vec::new();
+    for (index, file) in spec.files.iter().enumerate() {
+        let field = format!("spec.files[{index}]");
+        match (&file.config_map_ref, &file.secret_ref) {
+            (Some(_), Some(_)) | (None, None) => found.add(&field, "one of configMapRef and secretRef is needed"),
+            (Some(to), None) | (None, Some(to)) => {
+                let part = if file.config_map_ref.is_some() { "configMapRef" } else { "secretRef" };
+                found.check(format!("{field}.{part}.name"), name::dns_subdomain(&to.name));
+                if let Some(key) = &to.key {
+                    found.check(format!("{field}.{part}.key"), name::config_key(key));
+                }
+            }
+        }
+        let path = &file.path;
+        let odd = |part: &str| part.is_empty() || part == "." || part.starts_with("..") || part.len() > 200;
+        if path.contains('\0') || path.len() > 1000 || path.split('/').any(odd) {
+            let rule =
+                "a relative path such as conf/app.conf is needed, without empty parts or parts that begin with ..";
+            found.add(format!("{field}.path"), rule);
+        }
+        let inside = |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
+        if let Some(other) = paths.iter().find(|other| inside(path, other) || inside(other, path)) {
+            found.add(format!("{field}.path"), format!("{path} and {other} are in each other's way"));
+        }
+        paths.push(path);
+        if let Some(signal) = &file.signal {
+            found.check(format!("{field}.signal"), signal::parse(signal).map(drop));
+            if file.on_change != OnFileChange::Signal {
+                found.add(format!("{field}.signal"), "is for onChange: Signal");
+            }
         }
     }
 }
@@ -554,6 +591,25 @@ mod tests {
         let object =
             json!({"apiVersion": "ostler.dev/v1", "kind": "Process", "metadata": {"name": "web"}, "spec": spec});
         process(&decode(&object).unwrap()).into_iter().map(|error| error.field).collect()
+    }
+
+    #[test]
+    fn files_stay_in_their_directory_and_out_of_each_others_way() {
+        let file = |path: &str| json!({"path": path, "configMapRef": {"name": "app", "key": "a"}});
+        let with = |files: serde_json::Value| fields(&json!({"command": ["x"], "files": files}));
+        assert!(with(json!([file("a"), file("b/c"), file("b/d"), file(".hidden")])).is_empty());
+        for bad in ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/", ".", "./a", "..live-1", "a\0b"] {
+            assert_eq!(with(json!([file(bad)])), ["spec.files[0].path"], "{bad:?}");
+        }
+        for (one, other) in [("a", "a"), ("a", "a/b"), ("a/b/c", "a/b")] {
+            assert_eq!(with(json!([file(one), file(other)])), ["spec.files[1].path"], "{one} {other}");
+        }
+        assert_eq!(with(json!([{"path": "a"}])), ["spec.files[0]"]);
+        let mut signal = file("a");
+        signal["signal"] = json!("SIGUSR1");
+        assert_eq!(with(json!([signal])), ["spec.files[0].signal"]);
+        signal["onChange"] = json!("Signal");
+        assert!(with(json!([signal])).is_empty());
     }
 
     #[test]

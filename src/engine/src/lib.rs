@@ -8,6 +8,7 @@ mod clock;
 mod controller;
 pub mod driver;
 pub mod external;
+mod files;
 mod ports;
 mod queue;
 mod spawn;

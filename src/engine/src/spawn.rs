@@ -129,6 +129,12 @@ pub(crate) fn surroundings(instance: &Instance, given: &Resolved) -> Result<Surr
     })
 }
 
+/// Whose the files of a process are to be.
+pub(crate) fn owner(spec: &ProcessSpec) -> Result<crate::files::Owner, String> {
+    let identity = identity(spec)?;
+    Ok(identity.switch.then_some((identity.uid, identity.gid)))
+}
+
 /// Whom a process runs as.
 #[derive(Clone)]
 struct Identity {
@@ -263,6 +269,9 @@ fn environment(
     };
     set("OSTLER_NAMESPACE", instance.metadata.namespace.clone());
     set("OSTLER_ORDINAL", spec.ordinal.to_string());
+    if let Some(directory) = &given.directory {
+        set("OSTLER_FILES_DIR", directory.clone());
+    }
     if let Some(traceparent) = traceparent {
         set("TRACEPARENT", traceparent);
     }

@@ -154,6 +154,110 @@ impl OnChange {
     }
 }
 
+/// What ConfigMaps and Secrets hold, as a file or as a directory of files; exactly one of the two references. The files
+/// are in a private directory of each instance, in memory where the machine has a place for that, and gone with the
+/// instance; the process finds the directory in OSTLER_FILES_DIR.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConfigFile {
+    /// Where, relative to the private directory: a file when the reference names a key, else a directory with a file for
+    /// every key.
+    pub path: String,
+    /// A ConfigMap of the same namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map_ref: Option<FileSelector>,
+    /// A Secret of the same namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<FileSelector>,
+    /// Permissions of the files in octal: "0400" unless given, "0500", "0600" or "0700". They belong to the user of the
+    /// process.
+    #[serde(default, skip_serializing_if = "FileMode::is_default")]
+    pub mode: FileMode,
+    /// What a change of the content does to what runs.
+    #[serde(default, skip_serializing_if = "OnFileChange::is_default")]
+    pub on_change: OnFileChange,
+    /// The signal for `onChange: Signal`; SIGHUP unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<String>,
+}
+
+impl ConfigFile {
+    /// The signal that tells of new content.
+    pub fn signal(&self) -> &str {
+        self.signal.as_deref().unwrap_or("SIGHUP")
+    }
+}
+
+/// What of a ConfigMap or Secret becomes files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FileSelector {
+    /// Name of the ConfigMap or Secret.
+    pub name: String,
+    /// The key; every key unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Without the object or the key, start without the file; otherwise the start waits for them.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub optional: bool,
+}
+
+/// Permissions of a file that only its owner may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum FileMode {
+    /// May be read.
+    #[default]
+    #[serde(rename = "0400")]
+    Read,
+    /// May be read and executed.
+    #[serde(rename = "0500")]
+    ReadExecute,
+    /// May be read and written; what is written is gone with the next start.
+    #[serde(rename = "0600")]
+    ReadWrite,
+    /// May be read, written and executed.
+    #[serde(rename = "0700")]
+    All,
+}
+
+impl FileMode {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// As the system calls take it.
+    pub const fn bits(self) -> u32 {
+        match self {
+            Self::Read => 0o400,
+            Self::ReadExecute => 0o500,
+            Self::ReadWrite => 0o600,
+            Self::All => 0o700,
+        }
+    }
+}
+
+/// What a change of a ConfigMap or Secret does to processes that have it as files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum OnFileChange {
+    /// They are replaced like after a change of their manifest.
+    #[default]
+    Restart,
+    /// The files are replaced, all at one moment, and then the main process gets `signal`, once.
+    Signal,
+    /// Nothing: each has the new content from its next start.
+    Ignore,
+}
+
+impl OnFileChange {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Variables from a file, one `NAME=value` a line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

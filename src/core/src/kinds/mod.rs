@@ -19,7 +19,8 @@ mod update;
 use std::fmt;
 
 pub use config::{
-    ConfigMap, EnvFile, EnvFromSource, EnvVarSource, Hidden, KeySelector, ObjectSelector, OnChange, Secret,
+    ConfigFile, ConfigMap, EnvFile, EnvFromSource, EnvVarSource, FileMode, FileSelector, Hidden, KeySelector,
+    ObjectSelector, OnChange, OnFileChange, Secret,
 };
 pub use cronjob::{
     ConcurrencyPolicy, CronJob, CronJobSpec, CronJobStatus, INSTANTIATED_FROM, JobTemplateMetadata, JobTemplateSpec,

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Check, Condition, Dependency, EnvFile, EnvFromSource, EnvVarSource, Fallback, Limits, NotifyProbe, PastRevision,
-    Probe, ProbeKind, Resources, ResourcesStatus, Restart, Rollout, Thresholds, Update,
+    Check, Condition, ConfigFile, Dependency, EnvFile, EnvFromSource, EnvVarSource, Fallback, Limits, NotifyProbe,
+    PastRevision, Probe, ProbeKind, Resources, ResourcesStatus, Restart, Rollout, Thresholds, Update,
 };
 use crate::meta::Metadata;
 use crate::quantity::Bytes;
@@ -63,6 +63,10 @@ pub struct ProcessSpec {
     /// are no names of variables are passed over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env_from: Vec<EnvFromSource>,
+    /// ConfigMaps and Secrets as files in a private directory, whose path the process finds in OSTLER_FILES_DIR; they are
+    /// written before each start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<ConfigFile>,
     /// Environment variables. Nothing of the daemon's own environment is passed on but what `inheritEnv` names; PATH,
     /// HOME, USER, LOGNAME, SHELL and LANG have sensible values unless set here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -483,6 +487,7 @@ impl ProcessSpec {
             working_dir,
             env_files,
             env_from,
+            files,
             env,
             inherit_env,
             ports,
@@ -512,6 +517,7 @@ impl ProcessSpec {
             ("spec.workingDir", json(working_dir)),
             ("spec.envFiles", json(env_files)),
             ("spec.envFrom", json(env_from)),
+            ("spec.files", json(files)),
             ("spec.env", json(env)),
             ("spec.inheritEnv", json(inherit_env)),
             ("spec.ports", json(ports)),

@@ -99,6 +99,7 @@ impl<D: Driver> Controller<D> {
         for (name, state) in &self.custody.orphans {
             warn!(name, attempt = state.attempt, "custody holds a process that the store does not know; left alone");
         }
+        self.sweep_files();
         self.look_at_everything();
     }
 

@@ -53,11 +53,7 @@ impl<D: Driver> Controller<D> {
             return;
         }
         let Some(identity) = &attempt.identity else { return };
-        let given = if ostler_core::config::refers(&spec.template) {
-            self.world.resolve(&entry.object.metadata.namespace, &spec.template, &self.vault)
-        } else {
-            ostler_core::config::Resolved::default()
-        };
+        let given = self.given(&entry.object);
         let metadata = &entry.object.metadata;
         let target = Target {
             id: Arc::clone(id),

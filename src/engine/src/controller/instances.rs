@@ -92,6 +92,7 @@ impl<D: Driver> Controller<D> {
         self.tell(id, plan.notes, now);
         self.probe(id, now);
         self.watch_usage(id, now);
+        self.tend_files(id, now);
     }
 
     /// What ConfigMaps and Secrets give an instance now.
@@ -99,13 +100,20 @@ impl<D: Driver> Controller<D> {
         if !ostler_core::config::refers(&instance.spec.template) {
             return Resolved::default();
         }
-        self.world.resolve(&instance.metadata.namespace, &instance.spec.template, &self.vault)
+        let mut given = self.world.resolve(&instance.metadata.namespace, &instance.spec.template, &self.vault);
+        if !instance.spec.template.files.is_empty() {
+            given.directory = Some(self.files.path(&instance.metadata.uid).display().to_string());
+        }
+        given
     }
 
     fn spawn(&mut self, id: &Id, attempt: u64, now: Timestamp, traceparent: Option<String>) {
         let Some(entry) = self.world.instances.get(id) else { return };
         let service = service_of(&self.world.jobs, &entry.object);
-        let command = spawn::command(&entry.object, &self.given(&entry.object), attempt, now, service, traceparent);
+        let given = self.given(&entry.object);
+        let command = self
+            .write_files(&entry.object, &given, now)
+            .and_then(|()| spawn::command(&entry.object, &given, attempt, now, service, traceparent));
         let Some(entry) = self.world.instances.get_mut(id) else { return };
         match command {
             Ok(mut command) => {
@@ -113,6 +121,7 @@ impl<D: Driver> Controller<D> {
                 entry.observed.starting = Some(attempt);
                 entry.observed.limited = None;
                 self.driver.submit(command.into());
+                self.tell_of_disk(id, now);
             }
             Err(error) => {
                 let attempt = Attempt::failed(attempt, now, AttemptState::FailedToStart(error));
@@ -334,6 +343,9 @@ impl<D: Driver> Controller<D> {
         self.prober.forget(id);
         self.sampler.untrack(id.clone(), None);
         let metadata = &entry.object.metadata;
+        if !entry.object.spec.template.files.is_empty() {
+            self.remove_files(&metadata.uid);
+        }
         self.remove_logs(&metadata.namespace, &metadata.name, &metadata.uid);
         self.queue.add(owner_request(&entry.object));
     }

@@ -5,6 +5,7 @@ mod commands;
 mod config;
 mod custody;
 mod depend;
+mod files;
 mod health;
 mod instances;
 mod jobs;
@@ -36,6 +37,7 @@ use self::world::{Id, World};
 use self::writer::{Outcome, Writer};
 use crate::clock::Clock;
 use crate::driver::Driver;
+use crate::files::Places;
 use crate::queue::Queue;
 use crate::usage::{Crossing, Sampler};
 use crate::vault::Vault;
@@ -137,6 +139,7 @@ pub struct Controller<D> {
     config_maps: Watch,
     secrets: Watch,
     vault: Arc<Vault>,
+    files: Places,
     ending: Option<commands::Ending>,
     upgrading: Option<tokio::sync::oneshot::Sender<Result<(), ActError>>>,
 }
@@ -165,6 +168,7 @@ impl<D: Driver> Controller<D> {
             Prober::start(ostler_probe::Settings { usage: Some(Arc::new(start.sampler.clone())), ..start.probes });
         let (crossings, crossed) = mpsc::unbounded_channel();
         let vault = Arc::new(Vault::new(start.options.state_dir.join("secret.key")));
+        let files = Places::find(&start.options.state_dir);
         let recovery::Recovered { world, processes, jobs, cronjobs, namespaces, config_maps, secrets } =
             recovery::recover(&start.store, &start.clock).await?;
         let controller = Self {
@@ -192,6 +196,7 @@ impl<D: Driver> Controller<D> {
             config_maps,
             secrets,
             vault: Arc::clone(&vault),
+            files,
             ending: None,
             upgrading: None,
         };
