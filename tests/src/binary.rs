@@ -1,7 +1,8 @@
 //! The programs under test.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
 
@@ -56,8 +57,28 @@ fn copy(built: &Path) -> PathBuf {
         }
         // Another test program may make the same copy now: each makes its own and renames it.
         let own = copies.join(format!("making-{}", std::process::id()));
-        std::fs::copy(built, &own).expect("there is room for a copy");
+        copy_program(built, &own);
         std::fs::rename(&own, &copy).expect("same directory");
     }
     copy
+}
+
+/// Copies a program.
+///
+/// Another program does it: what this one has open for writing, every child that it has just forked for another test has
+/// open, too, and what is open for writing cannot be executed.
+pub fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status().expect("there is cp");
+    assert!(copied.success(), "{} cannot be copied to {}", from.display(), to.display());
+}
+
+/// Makes a file of this content and mode that can be executed at once; written by another program, as in
+/// [`copy_program`].
+pub fn make_program(path: &Path, content: &[u8], mode: u32) {
+    let mode = format!("--mode={mode:o}");
+    let mut install =
+        Command::new("install").args([&mode, "/dev/stdin"]).arg(path).stdin(Stdio::piped()).spawn().expect("install");
+    let written = install.stdin.take().map(|mut input| input.write_all(content));
+    let made = install.wait().expect("it is our child");
+    assert!(made.success() && written.is_some_and(|it| it.is_ok()), "{} cannot be made", path.display());
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::ostler_binary;
+use crate::{copy_program, ostler_binary};
 use crate::proc::{self, Identity};
 use crate::wait::{LIMIT, wait_until};
 use crate::witness::{Journal, check_lines};
@@ -56,17 +56,15 @@ impl Setup {
 
     /// Makes the directory, without a daemon.
     pub fn prepare(self) -> Daemon {
-        // Short: the path of a unix socket has 108 bytes.
-        let root = tempfile::Builder::new().prefix("ot-").tempdir().expect("a temporary directory can be made");
+        let root = crate::directory();
         let path = root.path().canonicalize().expect("it was just made");
         let mut binary = ostler_binary().to_owned();
         if let Some(uid) = self.user {
             // The target directory may be one that only its owner can enter.
             let copy = path.join("ostler");
-            fs::copy(&binary, &copy).expect("there is room for a copy");
+            copy_program(&binary, &copy);
             fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("it is our file");
-            let witness = path.join("witness");
-            fs::copy(crate::witness_binary(), witness).expect("there is room for a copy");
+            copy_program(&crate::witness_binary(), &path.join("witness"));
             chown(&path, Some(uid), Some(uid)).expect("root may give files away");
             binary = copy;
         }
@@ -286,16 +284,21 @@ impl Daemon {
     /// The daemon's processes of one role: `serve` or `keeper`, and `controller`.
     fn processes(&self, roles: &[&str]) -> Vec<Identity> {
         let state = self.state.to_string_lossy().into_owned();
-        proc::all()
+        let found: Vec<(i32, Vec<String>)> = proc::all()
             .into_iter()
-            .filter(|pid| {
-                let arguments = proc::arguments(*pid);
+            .map(|pid| (pid, proc::arguments(pid)))
+            .filter(|(_, arguments)| {
                 arguments.first().is_some_and(|program| !program.ends_with("unshare"))
                     && arguments.get(1).is_some_and(|role| roles.contains(&role.as_str()))
                     && arguments.contains(&state)
             })
-            .filter_map(proc::identity)
-            .collect()
+            .collect();
+        // Between fork and exec, what one of them starts looks like itself.
+        let is_copy = |pid: i32, arguments: &[String]| {
+            proc::parent(pid).is_some_and(|parent| found.iter().any(|(it, same)| *it == parent && same == arguments))
+        };
+        let own = found.iter().filter(|(pid, arguments)| !is_copy(*pid, arguments));
+        own.filter_map(|(pid, _)| proc::identity(*pid)).collect()
     }
 
     /// The keeper; nothing while it is being replaced.
@@ -462,7 +465,7 @@ impl Daemon {
 
     /// Waits until an instance is as wanted. A daemon that is just restarting is waited for.
     #[track_caller]
-    pub fn instance_when(&self, name: &str, what: &str, wanted: impl Fn(&Instance) -> bool) -> Instance {
+    pub fn instance_when(&self, name: &str, what: &str, mut wanted: impl FnMut(&Instance) -> bool) -> Instance {
         let began = Instant::now();
         loop {
             let output = self.cli(&["get", "instance", name, "-o", "json"]);
@@ -488,9 +491,13 @@ impl Daemon {
     /// Waits until an instance runs; with the identity of its process.
     #[track_caller]
     pub fn running(&self, name: &str) -> Identity {
-        let instance = self.instance_when(name, "Running", |it| it.phase() == "Running" && it.pid().is_some());
-        let pid = instance.pid().unwrap_or_default();
-        proc::identity(pid).unwrap_or_else(|| panic!("{name} is Running, its process {pid} does not live"))
+        // The end of a process is known a moment after it.
+        let mut process = None;
+        self.instance_when(name, "Running, and its process to live", |it| {
+            process = it.pid().filter(|_| it.phase() == "Running").and_then(proc::identity);
+            process.is_some()
+        });
+        process.expect("it was waited for")
     }
 
     /// Everything of one stream that is kept of an instance.
@@ -517,7 +524,7 @@ impl Daemon {
                         break;
                     }
                     // What is still in the pipe is not lost; it is not long in there.
-                    Err(why) => assert!(began.elapsed() < Duration::from_secs(10), "{name} {stream}: {why}"),
+                    Err(why) => assert!(began.elapsed() < LIMIT, "{name} {stream}: {why}"),
                 }
             }
         }

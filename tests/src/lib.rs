@@ -12,13 +12,15 @@ mod binary;
 mod daemon;
 pub mod manifest;
 pub mod mounts;
+mod places;
 pub mod proc;
 mod random;
 mod wait;
 pub mod witness;
 
-pub use binary::{ostler_binary, web_binary, witness_binary};
+pub use binary::{copy_program, make_program, ostler_binary, web_binary, witness_binary};
 pub use daemon::{Daemon, Instance, Output, Setup};
+pub use places::{directory, free_port};
 pub use random::Random;
 pub use wait::{LIMIT, wait_until, wait_within};
 

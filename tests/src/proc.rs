@@ -39,6 +39,11 @@ pub fn lives(identity: Identity) -> bool {
     self::identity(identity.pid) == Some(identity)
 }
 
+/// The letter of the state that a process is in.
+pub fn state(pid: i32) -> Option<char> {
+    stat(pid).map(|(state, _, _)| state)
+}
+
 /// The parent of a process.
 pub fn parent(pid: i32) -> Option<i32> {
     stat(pid).map(|(_, parent, _)| parent)
@@ -53,6 +58,16 @@ pub fn all() -> Vec<i32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid| identity(*pid).is_some())
         .collect()
+}
+
+/// The processor time that a process has used, in seconds; exact to the clock tick.
+pub fn cpu_seconds(pid: i32) -> Option<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = text.get(text.rfind(')')? + 2..)?.split(' ').collect();
+    let ticks = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
+    // SAFETY: takes a number and returns one.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    Some(ticks / per_second as f64)
 }
 
 /// The arguments of a process.

@@ -33,7 +33,7 @@ fn what_is_ready_is_shown_with_its_pid_at_once() {
     for round in 0..50 * scale() {
         let name = format!("quick-{round}");
         daemon.apply(&manifest::sleeper(&name).to_string());
-        daemon.ok(&["wait", &format!("process/{name}"), "--for=condition=Ready", "--timeout=10s"]);
+        daemon.ok(&["wait", &format!("process/{name}"), "--for=condition=Ready", "--timeout=60s"]);
         let instance = daemon.instance(&format!("{name}-0"));
         assert!(instance.phase() == "Running" && instance.ready() && instance.pid().is_some(), "{instance:?}");
         assert!(instance.0["status"]["startedAt"].is_string(), "{instance:?}");
@@ -190,14 +190,14 @@ fn namespaces_hold_processes_and_take_them_along() {
     let inside = manifest::with(manifest::sleeper("web"), "metadata.namespace", json!("staging"));
     daemon.apply(&manifest::all(&[inside, namespace, manifest::sleeper("web")]));
     daemon.running("web-0");
-    daemon.ok(&["wait", "process/web", "-n", "staging", "--for=condition=Ready", "--timeout=30s"]);
+    daemon.ok(&["wait", "process/web", "-n", "staging", "--for=condition=Ready", "--timeout=60s"]);
     let other = wait_until("the other web-0 to run", || {
         let found = daemon.instances().into_iter().find(|it| it.0["metadata"]["namespace"] == "staging")?;
         proc::identity(found.pid()?)
     });
     let own = daemon.running("web-0");
     assert_ne!(own, other);
-    daemon.ok(&["delete", "namespace/staging", "--timeout", "30s"]);
+    daemon.ok(&["delete", "namespace/staging", "--timeout", "60s"]);
     assert!(!proc::lives(other));
     assert_eq!(daemon.running("web-0"), own);
     assert_eq!(daemon.instances().len(), 1);

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use ostler_tests::{Daemon, manifest, proc, wait_until};
+use ostler_tests::{Daemon, Instance, manifest, proc, wait_until};
 use serde_json::{Value, json};
 
 #[test]
@@ -20,11 +20,11 @@ fn exit_codes_are_what_is_documented() {
         (1, vec!["scale", "process/nope", "--replicas=1"]),
         (1, vec!["signal", "HUP", "instance/nope-0"]),
         (1, vec!["describe", "process", "nope"]),
-        (1, vec!["wait", "process/nope", "--for=condition=Ready", "--timeout=1s"]),
+        (1, vec!["wait", "process/nope", "--for=condition=Ready", "--timeout=60s"]),
         (4, vec!["wait", "process/web", "--for=condition=Ready=False", "--timeout=200ms"]),
         (4, vec!["wait", "process/web", "--for=delete", "--timeout=200ms"]),
-        (0, vec!["wait", "process/nope", "--for=delete", "--timeout=1s"]),
-        (0, vec!["wait", "instance/web-0", "--for=jsonpath={.status.phase}=Running", "--timeout=10s"]),
+        (0, vec!["wait", "process/nope", "--for=delete", "--timeout=60s"]),
+        (0, vec!["wait", "instance/web-0", "--for=jsonpath={.status.phase}=Running", "--timeout=60s"]),
         (2, vec!["gte", "processes"]),
         (2, vec!["get"]),
         (2, vec!["get", "procesess"]),
@@ -78,7 +78,7 @@ fn instances_have_the_fields_that_others_build_on() {
     let mut killed = manifest::shell("signal", "kill -9 $$$$");
     killed["spec"]["restartPolicy"] = json!("Never");
     daemon.apply(&manifest::all(&[manifest::sleeper("web"), failing, killed]));
-    daemon.running("web-0");
+    daemon.instance_when("web-0", "ready", Instance::ready);
     daemon.phase("code-0", "Failed");
     daemon.phase("signal-0", "Failed");
     let list: Value = serde_json::from_str(&daemon.ok(&["get", "instances", "-o", "json"])).unwrap();
@@ -98,7 +98,7 @@ fn instances_have_the_fields_that_others_build_on() {
     assert_eq!(status["ready"], true);
     assert_eq!(status["restarts"], 0);
     let pid = status["pid"].as_i64().expect("a pid") as i32;
-    assert_eq!(proc::arguments(pid)[0], "sleep");
+    wait_until("the program", || (proc::arguments(pid)[0] == "sleep").then_some(()));
     let time = |value: &Value| {
         let text = value.as_str().unwrap_or_else(|| panic!("{value} is no time")).to_owned();
         assert!(text.len() >= 20 && text.ends_with('Z') && text.as_bytes()[10] == b'T', "{text} is not RFC 3339");
@@ -132,10 +132,11 @@ fn objects_can_be_had_in_every_format() {
     assert_eq!(daemon.apply(&yaml), "process/web unchanged\n");
     let described = daemon.ok(&["describe", "process", "web"]);
     assert!(described.contains("web-0") && described.contains("sleep"), "{described}");
-    let events = daemon.ok(&["events"]);
-    assert!(events.contains("Started") && events.contains("instance/web-0"), "{events}");
-    let top = daemon.ok(&["top", "instances"]);
-    assert!(top.contains("web-0"), "{top}");
+    wait_until("the start to be told", || {
+        let events = daemon.ok(&["events"]);
+        (events.contains("Started") && events.contains("instance/web-0")).then_some(())
+    });
+    wait_until("the usage", || daemon.ok(&["top", "instances"]).contains("web-0").then_some(()));
 }
 
 #[test]

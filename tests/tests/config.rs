@@ -244,7 +244,7 @@ fn objects_are_created_from_literals_and_files() {
     // A namespace takes along what is in it.
     daemon.ok(&["apply", "-f", &namespace(&daemon)]);
     daemon.ok(&["create", "secret", "inside", "-n", "room", "--from-literal=A=1"]);
-    daemon.ok(&["delete", "namespace", "room", "--timeout", "30s"]);
+    daemon.ok(&["delete", "namespace", "room", "--timeout", "60s"]);
     daemon.ok(&["apply", "-f", &namespace(&daemon)]);
     assert!(daemon.fails(1, &["get", "secret", "inside", "-n", "room"]).contains("not found"));
 }

@@ -123,7 +123,7 @@ fn assert_last_exit(daemon: &Daemon, may_be_unknown: bool) {
 
 /// Ends the quitter, and compares its attempts with those that the witness saw.
 fn assert_every_end_known(daemon: &Daemon) -> (u64, usize) {
-    daemon.ok(&["stop", "process/quitter", "--timeout", "30s"]);
+    daemon.ok(&["stop", "process/quitter", "--timeout", "60s"]);
     let instance = daemon.phase("quitter-0", "Stopped");
     let attempts: Vec<u64> = daemon.journal().starts("default/quitter-0").iter().map(|(who, _)| who.attempt).collect();
     assert!(attempts.is_sorted(), "attempts are started in order: {attempts:?}");

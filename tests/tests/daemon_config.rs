@@ -61,7 +61,7 @@ fn a_change_of_the_file_takes_effect_and_a_bad_one_does_not() {
     let shown_error =
         wait_until("the bad file to be noticed", || shown(&daemon)["fileError"].as_str().map(str::to_owned));
     assert!(shown_error.contains("config.yaml:2:1: unknown field \"tikc\"; did you mean \"tick\"?"), "{shown_error}");
-    assert!(daemon.log().contains("the values before stay in force"), "{}", daemon.log());
+    wait_until("it to be logged", || daemon.log().contains("the values before stay in force").then_some(()));
     assert_eq!(setting(&daemon, "tick").0, json!("500ms"));
     assert!(daemon.fails(1, &["config", "reload"]).contains("tikc"));
     daemon.kill_controller();

@@ -99,7 +99,7 @@ fn found_by_port_file_and_command_and_missed_at_once() {
         let status = found(&daemon, name, first.pid());
         assert_eq!(status["phase"], "Found");
         assert_eq!(status["identity"]["pid"], first.pid());
-        daemon.ok(&["wait", &format!("external/{name}"), "--for=condition=Ready", "--timeout=30s"]);
+        daemon.ok(&["wait", &format!("external/{name}"), "--for=condition=Ready", "--timeout=60s"]);
     }
     let before = daemon.get("external", "by-command")["status"]["identity"].clone();
     wait_until("its usage", || {

@@ -103,7 +103,7 @@ fn web_serves_on_three_ports_of_their_own() {
     assert_serves(&running(&daemon, "default", "web", 5));
     assert!(pids.iter().all(|process| proc::lives(*process)));
     let file = manifests().join("web.yaml");
-    daemon.ok(&["delete", "-f", file.to_str().unwrap(), "--timeout", "30s"]);
+    daemon.ok(&["delete", "-f", file.to_str().unwrap(), "--timeout", "60s"]);
     assert!(pids.iter().all(|process| !proc::lives(*process)));
     assert!(daemon.instances().is_empty());
 }
@@ -151,7 +151,7 @@ fn probes_hold_back_gate_and_find_out() {
     });
     proc::signal(proc::identity(instance.pid().unwrap()).unwrap(), libc::SIGSTOP);
     daemon.instance_when("watched-0", "restarted", |it| it.last_exit()["cause"] == "Liveness");
-    daemon.instance_when("watched-0", "back", |it| it.ready() && it.restarts() == 1);
+    daemon.instance_when("watched-0", "back", |it| it.ready() && it.restarts() >= 1);
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn worker_finishes_before_it_ends() {
     let log = || daemon.ok(&["logs", "worker-0", "--all-attempts"]);
     wait_until("its second item", || log().contains("working: item 2, by process").then_some(()));
     assert!(log().contains(&format!("by process {}", before.unwrap())), "{}", log());
-    daemon.ok(&["restart", "process/worker", "--wait", "--timeout", "30s"]);
+    daemon.ok(&["restart", "process/worker", "--wait", "--timeout", "60s"]);
     assert!(log().contains("finishing\n"), "{}", log());
     assert_ne!(running(&daemon, "default", "worker", 1)[0].pid(), before);
     assert_eq!(daemon.instance("worker-0").last_exit()["code"], 0);
@@ -248,7 +248,7 @@ fn crashy_backs_off_and_its_breaker_opens() {
     assert_eq!(instance.last_exit()["code"], 7);
     let open = daemon.instance_when("crashy-0", "stopped by the breaker", |it| it.reason() == "CircuitOpen");
     assert_eq!(open.restarts(), 4, "five failures open it");
-    assert!(daemon.ok(&["events"]).contains("CircuitOpen"));
+    wait_until("it to be told", || daemon.ok(&["events"]).contains("CircuitOpen").then_some(()));
     daemon.ok(&["start", "process/crashy"]);
     daemon.instance_when("crashy-0", "started again", |it| it.restarts() > 4);
 }
@@ -321,7 +321,7 @@ fn namespaces_serves_in_staging_and_goes_with_it() {
     wait_until("the environment", || (proc::variable(pid, "STAGE")? == "staging").then_some(()));
     assert_eq!(proc::variable(pid, "WORKERS").as_deref(), Some("4"));
     assert!(daemon.ok(&["get", "processes", "-n", "staging"]).contains("web"));
-    daemon.ok(&["delete", "namespace/staging", "--timeout", "30s"]);
+    daemon.ok(&["delete", "namespace/staging", "--timeout", "60s"]);
     assert!(daemon.instances().is_empty());
 }
 
@@ -335,7 +335,7 @@ fn demo_runs_as_one_application() {
     running(&daemon, "demo", "worker", 2);
     running(&daemon, "demo", "ticker", 1);
     wait_until("an item", || daemon.ok(&["logs", "worker-1", "-n", "demo"]).contains("item done").then_some(()));
-    daemon.ok(&["stop", "process/worker", "-n", "demo", "--timeout", "30s"]);
+    daemon.ok(&["stop", "process/worker", "-n", "demo", "--timeout", "60s"]);
     for name in ["worker-0", "worker-1"] {
         let log = daemon.ok(&["logs", name, "-n", "demo"]);
         let count = |words: &str| log.lines().filter(|line| *line == words).count();

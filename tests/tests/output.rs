@@ -95,7 +95,7 @@ fn two_hundred_rotations_under_load_lose_nothing_whoever_is_killed() {
         wait_until("both", || (daemon.info()?["keeperPid"] == daemon.keeper()?.pid).then_some(()));
     }
     assert_eq!(daemon.running("spinner-0"), before);
-    daemon.ok(&["stop", "process/spinner", "--timeout", "30s"]);
+    daemon.ok(&["stop", "process/spinner", "--timeout", "60s"]);
     let lines = daemon.assert_output_complete("spinner-0");
     let files = log_files(&daemon, "spinner-0");
     assert!(files.len() > rotations);
@@ -129,8 +129,9 @@ fn a_log_file_deleted_under_the_writer_costs_only_itself() {
     fs::remove_file(&file).unwrap();
     let next = wait_until("the next file", || log_files(&daemon, "victim-0").pop().filter(|next| *next != file));
     wait_until("lines in it", || (next.metadata().ok()?.len() > 1000).then_some(()));
-    let output = daemon.output("victim-0", "stdout");
-    assert!(output.starts_with(b"w ") && output.ends_with(b"\n"), "lines are cut");
+    assert!(daemon.output("victim-0", "stdout").starts_with(b"w "), "lines are cut");
+    // Who reads while somebody writes can see the beginning of a line.
+    wait_until("whole lines", || daemon.output("victim-0", "stdout").ends_with(b"\n").then_some(()));
 }
 
 #[test]
@@ -149,13 +150,13 @@ fn following_goes_on_through_restarts_of_the_instance_and_of_the_daemon() {
         .unwrap();
     let followed = || fs::read(&file).unwrap_or_default();
     wait_until("the first lines", || (followed().len() > 5_000).then_some(()));
-    daemon.ok(&["restart", "process/talker", "--wait", "--timeout", "30s"]);
+    daemon.ok(&["restart", "process/talker", "--wait", "--timeout", "60s"]);
     daemon.kill_controller();
     daemon.answers();
     daemon.kill_both();
     daemon.serve();
-    daemon.ok(&["restart", "process/talker", "--wait", "--timeout", "30s"]);
-    daemon.ok(&["stop", "process/talker", "--timeout", "30s"]);
+    daemon.ok(&["restart", "process/talker", "--wait", "--timeout", "60s"]);
+    daemon.ok(&["stop", "process/talker", "--timeout", "60s"]);
     let complete = daemon.output("talker-0", "all");
     wait_until("the follower to have it all", || {
         let now = followed();
@@ -218,8 +219,10 @@ fn a_full_disk_blocks_the_writer_and_loses_nothing() {
     wait_until("the disk to be full", || (free() == 0).then_some(()));
     // Blocked: the witness sleeps in its write, and nothing is counted any more.
     wait_until("the writer to block", || {
+        // Where the kernel does not tell where: until its burst is over it sleeps nowhere else.
         let place = fs::read_to_string(format!("/proc/{}/wchan", writer.pid)).ok()?;
-        (place.contains("pipe") && place.contains("write")).then_some(())
+        let sleeps = place == "0" && proc::state(writer.pid) == Some('S');
+        (sleeps || place.contains("pipe") && place.contains("write")).then_some(())
     });
     let written = daemon.journal().written(&uid, 1).0;
     assert!(written < LINES);

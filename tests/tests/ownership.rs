@@ -1,9 +1,8 @@
 //! Who set which field: conflicts, and the verbs that change part of an object.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 
-use ostler_tests::{Daemon, manifest};
+use ostler_tests::{Daemon, make_program, manifest};
 use serde_json::{Value, json};
 
 fn file(daemon: &Daemon, object: &Value) {
@@ -128,8 +127,7 @@ fn an_object_is_edited_and_what_is_wrong_is_shown_for_mending() {
     daemon.apply_ready(&manifest::sleeper("web").to_string());
     let editor = |script: &str| {
         let path = daemon.path().join("editor");
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        make_program(&path, format!("#!/bin/sh\n{script}\n").as_bytes(), 0o755);
         let output = daemon.client().env("OSTLER_EDITOR", &path).args(["edit", "process/web"]).output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
     };

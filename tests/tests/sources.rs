@@ -80,7 +80,7 @@ fn has_version(daemon: &Daemon, instance: &str, version: u32) -> proc::Identity 
 fn a_directory_is_applied_and_its_changes_move_only_what_changed() {
     let (daemon, apps) = watching(&[("a.yaml", version("a", 1)), ("b.yaml", version("b", 1))]);
     let before = running(&daemon, &["a-0", "b-0"]);
-    daemon.ok(&["wait", "source/apps", "--for=condition=Healthy", "--timeout=30s"]);
+    daemon.ok(&["wait", "source/apps", "--for=condition=Healthy", "--timeout=60s"]);
     let table = daemon.ok(&["get", "sources"]);
     assert!(table.contains("apps") && table.contains("Synced") && table.contains("Healthy"), "{table}");
 
@@ -107,9 +107,9 @@ fn a_directory_is_applied_and_its_changes_move_only_what_changed() {
 fn nothing_is_written_and_nothing_restarts_without_a_change() {
     let (daemon, apps) = watching(&[("a.yaml", version("a", 1)), ("b.yaml", version("b", 1))]);
     let before = running(&daemon, &["a-0", "b-0"]);
-    daemon.ok(&["wait", "source/apps", "--for=condition=Healthy", "--timeout=30s"]);
+    daemon.ok(&["wait", "source/apps", "--for=condition=Healthy", "--timeout=60s"]);
     for name in ["process/a", "process/b"] {
-        daemon.ok(&["rollout", "status", name, "--timeout", "30s"]);
+        daemon.ok(&["rollout", "status", name, "--timeout", "60s"]);
     }
     let look = || daemon.ok(&["get", "processes,instances", "-o", "yaml"]);
     let content = wait_until("the daemon to be settled", || {
@@ -151,7 +151,9 @@ fn a_broken_revision_leaves_the_last_good_one_in_force_and_says_where() {
             "Invalid",
         ),
     ] {
-        fs::write(apps.join("c.yaml"), text).unwrap();
+        // At once: an empty file would be a good one for a moment.
+        fs::write(apps.join("c.new"), text).unwrap();
+        fs::rename(apps.join("c.new"), apps.join("c.yaml")).unwrap();
         // A good change comes with it, and is not applied either.
         write(&apps.join("a.yaml"), &version("a", 2));
         let error = daemon.fails(1, &["sync", "apps"]);
@@ -165,7 +167,7 @@ fn a_broken_revision_leaves_the_last_good_one_in_force_and_says_where() {
     }
     fs::remove_file(apps.join("c.yaml")).unwrap();
     has_version(&daemon, "a-0", 2);
-    daemon.ok(&["wait", "source/apps", "--for=condition=Synced", "--timeout=30s"]);
+    daemon.ok(&["wait", "source/apps", "--for=condition=Synced", "--timeout=60s"]);
     assert_eq!(running(&daemon, &["a-0", "b-0"])["b-0"], before["b-0"]);
 }
 
@@ -485,7 +487,7 @@ fn drift_is_healed_unless_told_otherwise() {
     daemon.ok(&["scale", "process/a", "--replicas=4"]);
     wait_until("the drift to be healed", || daemon.ok(&["events"]).contains("DriftHealed").then_some(()));
     assert_eq!(running(&daemon, &["a-0", "a-1", "b-0"]), before);
-    assert!(daemon.ok(&["events"]).contains("spec.replicas 4 → 2"));
+    wait_until("what was healed", || daemon.ok(&["events"]).contains("spec.replicas 4 → 2").then_some(()));
     // What is deleted by hand comes back when it is gone.
     daemon.ok(&["delete", "process/b"]);
     let after = wait_until("b-0 to be another one", || {
@@ -494,7 +496,7 @@ fn drift_is_healed_unless_told_otherwise() {
     });
     assert_eq!(after["a-1"], before["a-1"]);
     // What only Ostler notes down is no drift: a stop by hand stays.
-    daemon.ok(&["stop", "process/b", "--timeout", "30s"]);
+    daemon.ok(&["stop", "process/b", "--timeout", "60s"]);
     daemon.ok(&["sync"]);
     daemon.phase("b-0", "Stopped");
     daemon.ok(&["start", "process/b"]);
@@ -518,7 +520,7 @@ fn drift_is_healed_unless_told_otherwise() {
     });
     out_of_sync(&daemon, "apps", "Invalid");
     running(&daemon, &["a-0", "b-0"]);
-    assert!(daemon.ok(&["events"]).contains("DriftDetected"));
+    wait_until("the event", || daemon.ok(&["events"]).contains("DriftDetected").then_some(()));
     fs::remove_file(apps.join("c.yaml")).unwrap();
     daemon.ok(&["sync", "apps"]);
     running(&daemon, &["a-0", "a-1", "b-0"]);
@@ -548,7 +550,7 @@ fn waves_and_sources_wait_for_each_other() {
     symlink("/bin/sleep", &program).unwrap();
     daemon.ok(&["restart", "process/slow"]);
     running(&daemon, &["app-0", "late-0", "slow-0"]);
-    daemon.ok(&["wait", "source/apps", "--for=condition=Healthy", "--timeout=30s"]);
+    daemon.ok(&["wait", "source/apps", "--for=condition=Healthy", "--timeout=60s"]);
     // Each waiting for the other is told, and not waited for.
     daemon.apply(&told("base", &base, &json!({"dependsOn": ["apps"]})).to_string());
     assert!(out_of_sync(&daemon, "base", "DependencyCycle").contains("base → apps → base"));

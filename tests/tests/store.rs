@@ -33,7 +33,9 @@ fn refuses(daemon: &Daemon) {
     let message = wait_until("the daemon to complain", || {
         assert!(daemon.info().is_none(), "the damaged store was taken");
         let log = daemon.log();
-        let message = log.get(said..)?.lines().find(|line| line.contains("error"))?;
+        // A line is written in parts.
+        let whole = log.get(said..)?.rsplit_once('\n')?.0;
+        let message = whole.lines().find(|line| line.contains("error"))?;
         Some(message.to_owned())
     });
     assert!(message.contains("damaged") && message.contains("ostler store restore"), "{message}");
@@ -125,8 +127,15 @@ fn a_change_is_on_disk_before_it_is_acknowledged() {
             "stop" => drop(daemon.ok(&["stop", "process/traced", "--no-wait"])),
             _ => drop(daemon.ok(&["delete", "process/traced", "--wait=false"])),
         }
-        let text = trace();
-        let lines: Vec<&str> = text.get(before..).unwrap_or_default().lines().collect();
+        // The answer names the object; it is the first thing that is sent to the client after the greeting. It has
+        // arrived before it is in the trace.
+        let is_answer = |line: &str| line.contains("ostler.sock") && line.contains("traced");
+        let text = wait_until("the answer in the trace", || {
+            let text = trace();
+            let whole = text.get(before..text.rfind('\n')?)?;
+            whole.lines().any(is_answer).then(|| whole.to_owned())
+        });
+        let lines: Vec<&str> = text.lines().collect();
         let find = |from: usize, what: &str, test: &dyn Fn(&str) -> bool| {
             let found = lines.iter().skip(from).position(|line| test(line));
             found.map_or_else(|| panic!("{number} {change}: no {what} in {lines:#?}"), |at| at + from)
@@ -135,8 +144,7 @@ fn a_change_is_on_disk_before_it_is_acknowledged() {
             line.contains("pwrite64") && line.contains("sled/db") && line.contains("processes/default/traced")
         });
         let synced = find(written, "sync", &|line| line.contains("fdatasync") && line.contains("= 0"));
-        // The answer names the object; it is the first thing that is sent to the client after the greeting.
-        let answered = find(0, "answer", &|line| line.contains("ostler.sock") && line.contains("traced"));
+        let answered = find(0, "answer", &is_answer);
         assert!(synced < answered, "{change}: answered before it was synced: {lines:#?}");
     }
 }

@@ -1,9 +1,8 @@
 //! Replacing the program under running processes.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 
-use ostler_tests::{Daemon, manifest, proc, wait_until};
+use ostler_tests::{Daemon, copy_program, make_program, manifest, proc, wait_until};
 use serde_json::json;
 
 fn program(pid: i32) -> String {
@@ -21,7 +20,7 @@ fn an_upgrade_keeps_every_process_every_byte_and_every_exit() {
     let before = daemon.running("stayer-0");
     for round in 0..3 {
         let copy = daemon.path().join(format!("next-{round}"));
-        fs::copy(daemon.binary(), &copy).unwrap();
+        copy_program(daemon.binary(), &copy);
         let keeper = daemon.keeper().expect("a keeper");
         let said = daemon.ok(&["upgrade", "--binary", copy.to_str().unwrap()]);
         assert!(said.contains("upgraded"), "{said}");
@@ -48,7 +47,7 @@ fn an_upgrade_keeps_every_process_every_byte_and_every_exit() {
         assert_eq!(daemon.running("stayer-0"), before);
         daemon.use_binary(copy);
     }
-    daemon.ok(&["stop", "process/quitter", "--timeout", "30s"]);
+    daemon.ok(&["stop", "process/quitter", "--timeout", "60s"]);
     let journal = daemon.journal();
     journal.assert_single_copies();
     assert_eq!(journal.starts("default/stayer-0").len(), 1);
@@ -65,8 +64,7 @@ fn a_bad_program_is_refused_and_nothing_changes() {
     let (keeper, controller) = (daemon.keeper(), daemon.controller());
     let file = |name: &str, text: &[u8], mode: u32| {
         let path = daemon.path().join(name);
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        make_program(&path, text, mode);
         path.display().to_string()
     };
     let short = fs::read(daemon.binary()).unwrap()[..100_000].to_vec();
@@ -87,7 +85,7 @@ fn a_bad_program_is_refused_and_nothing_changes() {
     assert!(proc::lives(before));
     daemon.assert_output_complete("stayer-0");
     // And it still works.
-    daemon.ok(&["restart", "process/stayer", "--wait", "--timeout", "30s"]);
+    daemon.ok(&["restart", "process/stayer", "--wait", "--timeout", "60s"]);
     assert_ne!(daemon.running("stayer-0"), before);
     daemon.journal().assert_single_copies();
 }
