@@ -114,8 +114,8 @@ impl<D: Driver> Controller<D> {
         let mut ids = Vec::with_capacity(specs.len());
         for mut spec in specs {
             let name = instance_name(&metadata.name, spec.ordinal);
-            Self::assign_ports(&mut spec, &name, &mut taken);
             let instance_id = id(&metadata.namespace, &name);
+            Self::assign_ports(&mut spec, &instance_id, &mut taken);
             if self.world.instances.contains_key(&instance_id) {
                 // Of a Process or Job of the same name, which a restored store can have; it is looked at again when
                 // that is gone.
@@ -176,7 +176,7 @@ impl<D: Driver> Controller<D> {
             let instance_id = id(&process.metadata.namespace, &name);
             if spec.ports.len() < spec.template.ports.len() {
                 let mut taken = self.world.ports();
-                Self::assign_ports(&mut spec, &name, &mut taken);
+                Self::assign_ports(&mut spec, &instance_id, &mut taken);
             }
             let Some(entry) = self.world.instances.get_mut(&instance_id) else { continue };
             let policy = wire_policy(&entry.object.spec, &spec);
