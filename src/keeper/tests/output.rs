@@ -65,8 +65,15 @@ fn streams_and_attempts_are_told_apart() {
     let (mut daemon, mut client) = Daemon::started("auto");
     let id = daemon.id();
     for attempt in 1..=3 {
-        let text = format!("echo out {attempt}; sleep 0.02; echo err {attempt} >&2; sleep 0.02; printf end{attempt}");
+        // The order of two streams is that in which they are read, so each waits until the other one has been.
+        let go = |step: u32| daemon.dir.path().join(format!("go-{attempt}-{step}"));
+        let wait = |step: u32| format!("while ! test -e {}; do sleep 0.01; done", go(step).display());
+        let text = format!("echo out {attempt}; {}; echo err {attempt} >&2; {}; printf end{attempt}", wait(1), wait(2));
         client.tell(script(&id, attempt, &text));
+        for (step, line) in [(1, format!("out {attempt}\n")), (2, format!("err {attempt}\n"))] {
+            wait_until(&line, || daemon.log(&id).ends_with(line.as_bytes()));
+            fs::write(go(step), "").unwrap();
+        }
         client.wait_phase(&id, attempt, Phase::Empty);
         client.forget(&id, attempt, false);
     }
@@ -154,7 +161,8 @@ fn a_deleted_log_is_begun_anew() {
     let directory = daemon.state_dir().join("logs/test").join(&id);
     for _ in 0..3 {
         wait_until("output", || !daemon.log(&id).is_empty());
-        fs::remove_dir_all(&directory).unwrap();
+        // It may come back while it goes.
+        wait_until("the directory to go", || fs::remove_dir_all(&directory).is_ok());
     }
     wait_until("output again", || !daemon.log(&id).is_empty());
     client.kill(&id, 1);
@@ -186,7 +194,7 @@ fn old_files_are_removed_and_a_new_policy_counts_at_once() {
 }
 
 /// Mounts a small file system at `path`; false, and a word on stderr, when that is not permitted.
-fn mount_small(path: &std::path::Path, size: &str) -> bool {
+fn mount_small(test: &str, path: &std::path::Path, size: &str) -> bool {
     fs::create_dir_all(path).unwrap();
     let mounted = Program::new("mount")
         .args(["-t", "tmpfs", "-o", size, "tmpfs"])
@@ -194,7 +202,7 @@ fn mount_small(path: &std::path::Path, size: &str) -> bool {
         .status()
         .is_ok_and(|status| status.success());
     if !mounted {
-        eprintln!("SKIPPED: tmpfs cannot be mounted here");
+        harness::skipped(test, "tmpfs cannot be mounted here");
     }
     mounted
 }
@@ -211,7 +219,7 @@ impl Drop for Unmount {
 fn a_full_disk_blocks_the_writer_and_loses_nothing() {
     let mut daemon = Daemon::new("auto");
     let logs = daemon.state_dir().join("logs");
-    if !mount_small(&logs, "size=512k") {
+    if !mount_small("a_full_disk_blocks_the_writer_and_loses_nothing", &logs, "size=512k") {
         return;
     }
     let _unmount = Unmount(logs.clone());
@@ -257,7 +265,7 @@ fn a_full_disk_blocks_the_writer_and_loses_nothing() {
 fn a_full_disk_refuses_a_start_and_forgets_no_end() {
     let mut daemon = Daemon::new("auto");
     let state_dir = daemon.state_dir();
-    if !mount_small(&state_dir, "size=64k") {
+    if !mount_small("a_full_disk_refuses_a_start_and_forgets_no_end", &state_dir, "size=64k") {
         return;
     }
     let _unmount = Unmount(state_dir.clone());

@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Program, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal as Sig, kill_process};
 
 /// Far more than anything here takes; a test that gets here has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn custody() -> PathBuf {
     let own = std::env::current_exe().unwrap();
@@ -51,6 +52,33 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 
 pub(crate) fn wait_gone(pid: i32) {
     wait_until("a process to end", || !is_alive(pid));
+}
+
+/// The ways to hold trees together that this test can check here: those that this machine has, and for which this user
+/// has the right. What is left out is said.
+pub(crate) fn modes(test: &str) -> Vec<&'static str> {
+    static FOUND: OnceLock<Vec<(&str, bool)>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| ["v2", "v1", "none"].map(|mode| (mode, Daemon::new(mode).can_start())).into());
+    for (mode, _) in found.iter().filter(|(_, there)| !there) {
+        skipped(test, &format!("there are no cgroups {mode} that this user can write"));
+    }
+    found.iter().filter(|(_, there)| *there).map(|(mode, _)| *mode).collect()
+}
+
+/// Says on the terminal, past the capture of the test harness, why a test checks nothing, or less, on this machine.
+pub(crate) fn skipped(test: &str, why: &str) {
+    // Straight to the descriptor: what `eprintln!` writes is only shown when a test fails.
+    let _ = io::stderr().write_all(format!("SKIPPED {test}: {why}\n").as_bytes());
+}
+
+/// Makes a file that can be executed at once: another program writes it, because what this one has open for writing,
+/// every child that it has just forked for another test has open, too.
+pub(crate) fn make_program(path: &Path, text: &str, mode: u32) {
+    let mode = format!("--mode={mode:o}");
+    let mut install =
+        Program::new("install").args([&mode, "/dev/stdin"]).arg(path).stdin(Stdio::piped()).spawn().unwrap();
+    install.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(install.wait().unwrap().success(), "{}", path.display());
 }
 
 /// Ids that no other test, nor an earlier run, uses.
@@ -253,7 +281,7 @@ pub(crate) struct Daemon {
     pub(crate) failpoint: Option<String>,
     pub(crate) env: Vec<(&'static str, &'static str)>,
     listener: UnixListener,
-    relay: Option<std::os::unix::net::UnixStream>,
+    relay: Option<UnixStream>,
     pub(crate) relay_pid: i32,
     ids: Vec<String>,
     replacements: Vec<i32>,
@@ -262,7 +290,10 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn new(mode: &'static str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        // Short: the path of a unix socket has 108 bytes.
+        let usual = std::env::temp_dir();
+        let below = if usual.as_os_str().len() <= 60 { usual } else { PathBuf::from("/tmp") };
+        let dir = tempfile::tempdir_in(below).unwrap();
         let listener = UnixListener::bind(dir.path().join("relay")).unwrap();
         listener.set_nonblocking(true).unwrap();
         Self {
@@ -301,20 +332,47 @@ impl Daemon {
         vec![command.into(), self.state_dir().into(), self.mode.into(), self.dir.path().join("relay").into()]
     }
 
-    pub(crate) fn start(&mut self) -> Client {
+    fn program(&self) -> Program {
         let mut program = Program::new(custody());
         program.args(self.arguments("serve")).stdin(Stdio::null());
+        program
+    }
+
+    /// Whether a keeper starts in this mode, rather than ending with an error.
+    fn can_start(mut self) -> bool {
+        self.process = Some(self.program().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let mut accepted = None;
+        wait_until("the keeper to start or to end", || {
+            let ended = self.process.as_mut().unwrap().try_wait().unwrap().is_some();
+            accepted = self.listener.accept().ok();
+            accepted.is_some() || ended
+        });
+        let Some((stream, _)) = accepted else { return false };
+        let mut client = self.greet(stream);
+        self.meet(&mut client);
+        self.shutdown(&mut client);
+        self.wait_keeper();
+        true
+    }
+
+    pub(crate) fn start(&mut self) -> Client {
+        let mut program = self.program();
         if let Some(failpoint) = &self.failpoint {
             program.env("OSTLER_FAILPOINT", failpoint);
         }
         program.envs(self.env.iter().copied());
         self.process = Some(program.spawn().unwrap());
         let mut client = self.accept();
+        self.meet(&mut client);
+        client
+    }
+
+    /// Receives the snapshot, and learns where the groups are that have to go in the end.
+    fn meet(&mut self, client: &mut Client) {
         let hello = client.wait_snapshot();
         if hello.cgroup_mode != "none" {
             self.group = Some(hello.cgroup_detail.into());
         }
-        client
     }
 
     /// The connection that the next controller the keeper starts passes on.
@@ -325,6 +383,10 @@ impl Daemon {
             accepted.is_some()
         });
         let (stream, _) = accepted.unwrap();
+        self.greet(stream)
+    }
+
+    fn greet(&mut self, stream: UnixStream) -> Client {
         let channel = Channel::new(stream.as_fd().try_clone_to_owned().unwrap());
         let mut received = None;
         wait_until("the connection", || {
@@ -362,7 +424,13 @@ impl Daemon {
 
     /// Waits for a keeper that dies by itself.
     pub(crate) fn wait_keeper(&mut self) -> std::process::ExitStatus {
-        self.process.take().unwrap().wait().unwrap()
+        let mut process = self.process.take().unwrap();
+        let mut status = None;
+        wait_until("the keeper to end", || {
+            status = process.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
     }
 
     /// As a controller whose keeper died: starts another one, and hands over the descriptors of `old`.
