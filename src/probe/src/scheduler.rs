@@ -727,7 +727,7 @@ mod tests {
         let plot = scheduler.watched[0].as_ref().unwrap().entries[0].plot.clone().unwrap();
         let room = plot.take().unwrap();
         // Also with other timing it is the same place.
-        let probe = json!({"exec": {"command": ["sh", "-c", command]}, "interval": "100ms", "timeout": "200ms"});
+        let probe = json!({"exec": {"command": ["sh", "-c", command]}, "interval": "100ms", "timeout": "2s"});
         scheduler.watch(target(&probe));
         let (orders, received) = mpsc::unbounded_channel();
         let running = tokio::spawn(scheduler.run(received));

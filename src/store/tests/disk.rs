@@ -120,31 +120,37 @@ fn revisions_skip_ahead_after_a_reboot_and_only_then() {
 #[test]
 fn a_durable_commit_takes_lingering_ones_along_at_once() {
     let store = Temporary::new(8);
-    let quickest = (0..50)
-        .map(|_| {
-            let begin = Instant::now();
-            let lazy = store.commit(vec![put("a", "lazy")], Durability::Lazy);
-            let durable = store.commit(vec![put("a", "durable")], Durability::Durable);
-            let durable = durable.wait_blocking().expect("it commits");
-            let took = begin.elapsed();
-            assert_eq!(lazy.wait_blocking().ok(), Some(durable - 1));
-            took
-        })
-        .min();
-    // A busy machine can delay most of the rounds, lingering would delay all of them.
-    assert!(quickest < Some(Duration::from_millis(20)), "{quickest:?}");
+    let (mut alone, mut quickest) = (Duration::MAX, Duration::MAX);
+    for _ in 0..50 {
+        let begin = Instant::now();
+        commit(&*store, vec![put("a", "durable")], Durability::Durable).expect("it commits");
+        alone = alone.min(begin.elapsed());
+        let begin = Instant::now();
+        let lazy = store.commit(vec![put("a", "lazy")], Durability::Lazy);
+        let durable = store.commit(vec![put("a", "durable")], Durability::Durable);
+        let durable = durable.wait_blocking().expect("it commits");
+        quickest = quickest.min(begin.elapsed());
+        assert_eq!(lazy.wait_blocking().ok(), Some(durable - 1));
+    }
+    // A busy machine can delay most of the rounds, lingering would delay all of them; what the disk takes for a flush
+    // is its own affair.
+    assert!(quickest < alone + Duration::from_millis(15), "{quickest:?}, and {alone:?} without a lingering one");
 }
 
 #[test]
 fn lazy_commits_share_a_batch_and_are_not_forgotten() {
     let store = Temporary::new(64);
-    let begin = Instant::now();
-    let commits: Vec<_> = (0..50).map(|n| store.commit(vec![put("a", n.to_string())], Durability::Lazy)).collect();
-    for commit in commits {
-        commit.wait_blocking().expect("it commits");
-    }
-    // Generous: each of them waiting its 20 ms would take a second.
-    assert!(begin.elapsed() < Duration::from_millis(900), "{:?}", begin.elapsed());
+    let round = || {
+        let begin = Instant::now();
+        let commits: Vec<_> = (0..50).map(|n| store.commit(vec![put("a", n.to_string())], Durability::Lazy)).collect();
+        for commit in commits {
+            commit.wait_blocking().expect("it commits");
+        }
+        begin.elapsed()
+    };
+    // Each of them waiting its 20 ms would take a second every time; a busy machine does not take it every time.
+    let quickest = (0..10).map(|_| round()).min();
+    assert!(quickest < Some(Duration::from_millis(900)), "{quickest:?}");
 }
 
 #[test]
@@ -185,7 +191,7 @@ fn backups_are_made_by_itself_and_the_last_three_are_kept() {
     let home = Home::new();
     let options = Options { backup_interval: Duration::ZERO, ..home.options() };
     let store = DiskStore::open(&options).expect("it opens");
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     for n in 1..=6 {
         commit(&store, vec![put("a", n.to_string())], Durability::Durable).expect("it commits");
         while store.backup_status().last.map(|last| last.0) != Some(n) {
