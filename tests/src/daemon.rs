@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{copy_program, ostler_binary};
 use crate::proc::{self, Identity};
 use crate::wait::{LIMIT, wait_until};
 use crate::witness::{Journal, check_lines};
+use crate::{copy_program, ostler_binary};
 
 /// How a daemon is to be started.
 #[derive(Clone, Debug, Default)]

@@ -147,7 +147,10 @@ impl Journal {
         let text = fs::read_to_string(self.directory.join("journal")).unwrap_or_default();
         // Who reads while somebody writes can see the beginning of an entry.
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        text[..whole].lines().map(|line| parse(line).unwrap_or_else(|| panic!("the journal has the line {line:?}"))).collect()
+        text[..whole]
+            .lines()
+            .map(|line| parse(line).unwrap_or_else(|| panic!("the journal has the line {line:?}")))
+            .collect()
     }
 
     /// The witnesses of an instance (`namespace/name`) that were started, in order, with the times.

@@ -135,9 +135,8 @@ fn a_hung_start_is_bounded_and_holds_the_others_back() {
     let instance = daemon.phase("hung-0", "Failed");
     assert_eq!(instance.last_exit()["cause"], "Startup");
     assert_eq!(probe(&instance, "startup")["checks"], 3, "exactly the threshold");
-    let instance = daemon.instance_when("slow-0", "held back", |it| {
-        condition(&it.0, "Ready")["reason"] == "StartupProbePending"
-    });
+    let instance =
+        daemon.instance_when("slow-0", "held back", |it| condition(&it.0, "Ready")["reason"] == "StartupProbePending");
     assert!(!instance.ready() && instance.restarts() == 0, "{:?}", instance.0["status"]);
     fs::write(daemon.path().join("up"), "").unwrap();
     let instance =

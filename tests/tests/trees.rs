@@ -100,7 +100,8 @@ fn what_a_leader_leaves_behind_is_stopped_before_the_next_start() {
         daemon.apply(&object.to_string());
         // On a busy machine not every one gets to its first entry before it is stopped.
         wait_until("four starts and three grandchildren", || {
-            let (starts, left) = (daemon.journal().starts("default/leaver-0"), daemon.journal().grandchildren("default/leaver-0"));
+            let (starts, left) =
+                (daemon.journal().starts("default/leaver-0"), daemon.journal().grandchildren("default/leaver-0"));
             (starts.len() >= 4 && left.len() >= 3).then_some(())
         });
         daemon.ok(&["stop", "process/leaver", "--timeout", "60s"]);

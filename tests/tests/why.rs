@@ -268,10 +268,11 @@ fn what_people_did_is_explained() {
             "  waits   process/halted: 0 of 1 instances ready",
         ],
     );
-    assert_mentions(&daemon, "process/halted", &[
-        "process/halted: Stopped",
-        "  next    nothing, until `ostler start process/halted`",
-    ]);
+    assert_mentions(
+        &daemon,
+        "process/halted",
+        &["process/halted: Stopped", "  next    nothing, until `ostler start process/halted`"],
+    );
 
     // Replaced by a new revision.
     let before = daemon.running("new-0");
@@ -293,15 +294,19 @@ fn what_people_did_is_explained() {
     // A revision that does not work stops at the first instance, and the second one waits for it.
     daemon.apply(&patient(manifest::with(web, "spec.command", json!(["./not-built-yet"]))).to_string());
     backing_off(&daemon, "web-0", 1);
-    assert_mentions(&daemon, "web", &[
-        "process/web: InstanceTrouble",
-        "  spec    revision REVISION, generation 2: 2 × DIR/not-built-yet",
-        "  now     1 of 2 instances are not of this revision yet",
-        "instance/web-0: Backoff (CommandNotFound)",
-        "  end     attempt 2: cannot execute DIR/not-built-yet: No such file or directory, SPAN ago",
-        "  waits   process/web: 1 of 2 instances ready",
-        "  waits   web-1: replaced by this revision when it is ready",
-    ]);
+    assert_mentions(
+        &daemon,
+        "web",
+        &[
+            "process/web: InstanceTrouble",
+            "  spec    revision REVISION, generation 2: 2 × DIR/not-built-yet",
+            "  now     1 of 2 instances are not of this revision yet",
+            "instance/web-0: Backoff (CommandNotFound)",
+            "  end     attempt 2: cannot execute DIR/not-built-yet: No such file or directory, SPAN ago",
+            "  waits   process/web: 1 of 2 instances ready",
+            "  waits   web-1: replaced by this revision when it is ready",
+        ],
+    );
     let error = daemon.fails(1, &["why", "web-7"]);
     assert!(error.contains("NotFound") && error.contains("web-"), "{error}");
 }
