@@ -122,6 +122,34 @@ fn groups_cycles_timeouts_and_what_is_said_of_them() {
     assert!(refused.stderr.contains("process/other → process/half → process/other"), "{}", refused.stderr);
     daemon.ok(&["delete", "process/half"]);
 
+    // Through namespaces, too; the same names within each are other objects.
+    let elsewhere = |process: Value| manifest::with(process, "metadata.namespace", json!("data"));
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "data"}});
+    let db = json!([{"process": "store", "namespace": "data"}]);
+    daemon.apply(&manifest::all(&[namespace, service(&daemon, "front", &db), service(&daemon, "store", &json!([]))]));
+    daemon.phase("store-0", "Running");
+    let message = daemon.phase("front-0", "Pending").0["status"]["message"].to_string();
+    assert!(message.contains("data/process/store (Ready): there is none of that name"), "{message}");
+    let back = json!([{"process": "front", "namespace": "default", "condition": "Started"}]);
+    let refused = daemon.try_apply(&elsewhere(service(&daemon, "store", &back)).to_string());
+    let path = "data/process/store → default/process/front → data/process/store";
+    assert!(refused.stderr.contains(path) && refused.stderr.contains("spec.dependsOn[0]"), "{}", refused.stderr);
+    let store = elsewhere(service(&daemon, "store", &json!([])));
+    daemon.apply(&store.to_string().replace(" store", " data-store").replace("ready-store", "ready-data-store"));
+    daemon.ok(&["wait", "process/front", "--for=condition=Ready", "--timeout=60s"]);
+    before(&happened(&daemon), "ready data-store", "start front");
+    let graph = daemon.ok(&["graph", "process/front"]);
+    assert!(graph.contains("└─ data/process/store (Ready)  1/1 available"), "{graph}");
+    let page = daemon.ok(&["describe", "process/store", "-n", "data"]);
+    assert!(page.contains("default/process/front (Ready)"), "{page}");
+    let page = daemon.ok(&["describe", "process/store"]);
+    assert!(!page.contains("Needed by"), "{page}");
+    // Its namespace goes, and nobody else with it.
+    let front = daemon.running("front-0");
+    daemon.ok(&["delete", "namespace/data", "--timeout", "60s"]);
+    assert_eq!(daemon.running("front-0"), front);
+    daemon.ok(&["delete", "process/front", "process/store", "--timeout", "60s"]);
+
     let grouped = |process: Value| manifest::with(process, "metadata.labels", json!({"ostler.dev/group": "shop"}));
     let web = manifest::with(
         service(&daemon, "web", &json!([{"process": "api", "timeout": "1s"}])),

@@ -5,31 +5,39 @@ use std::fmt;
 
 use crate::kinds::{Dependency, Kind};
 
-/// A Process or Job, by kind and name. All of a graph are in one namespace.
+/// A Process or Job.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Node {
     /// Process or Job.
     pub kind: Kind,
+    /// Its namespace.
+    pub namespace: String,
     /// Its name.
     pub name: String,
 }
 
 impl Node {
     /// A node.
-    pub fn new(kind: Kind, name: impl Into<String>) -> Self {
-        Self { kind, name: name.into() }
+    pub fn new(kind: Kind, namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { kind, namespace: namespace.into(), name: name.into() }
     }
 
-    /// What a dependency is on.
-    pub fn of(dependency: &Dependency) -> Self {
+    /// What a dependency of an object in the namespace `own` is on.
+    pub fn of(dependency: &Dependency, own: &str) -> Self {
         let (kind, name) = dependency.target();
-        Self::new(kind, name)
+        Self::new(kind, dependency.namespace(own), name)
+    }
+
+    /// `process/db`, with the namespace in front where it is not `own`.
+    pub fn seen_from(&self, own: &str) -> String {
+        if self.namespace == own { format!("{}/{}", self.kind.singular(), self.name) } else { self.to_string() }
     }
 }
 
 impl fmt::Display for Node {
+    /// `data/process/db`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.kind.singular(), self.name)
+        write!(f, "{}/{}/{}", self.namespace, self.kind.singular(), self.name)
     }
 }
 
@@ -61,25 +69,53 @@ pub fn cycle(edges: &Edges, start: &Node) -> Option<Vec<Node>> {
     None
 }
 
-/// "process/a → process/b → process/a"
+/// "process/a → process/b → process/a"; with namespaces where it leads through more than one.
 pub fn path(nodes: &[Node]) -> String {
-    nodes.iter().map(Node::to_string).collect::<Vec<_>>().join(" → ")
+    let first = nodes.first().map_or("", |node| node.namespace.as_str());
+    let alone = nodes.iter().all(|node| node.namespace == first);
+    let shown = |node: &Node| if alone { node.seen_from(first) } else { node.to_string() };
+    nodes.iter().map(shown).collect::<Vec<_>>().join(" → ")
+}
+
+/// How many others, one after the other, have to be there before each one.
+pub fn heights(edges: &Edges) -> BTreeMap<&Node, usize> {
+    let mut heights: BTreeMap<&Node, usize> = edges.keys().map(|node| (node, 0)).collect();
+    // As many rounds as the longest chain has links; no more than there are nodes, should they be in a circle.
+    for _ in 0..edges.len() {
+        let mut grown = false;
+        for (node, on) in edges {
+            let height = on.iter().filter_map(|other| heights.get(other)).max().map_or(0, |height| height + 1);
+            if heights.get(node).is_some_and(|known| *known < height && height <= edges.len()) {
+                heights.insert(node, height);
+                grown = true;
+            }
+        }
+        if !grown {
+            break;
+        }
+    }
+    heights
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn process(text: &str) -> Node {
+        let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+        Node::new(Kind::Process, namespace, name)
+    }
+
     fn edges(pairs: &[(&str, &str)]) -> Edges {
         let mut edges = Edges::new();
         for (from, to) in pairs {
-            edges.entry(Node::new(Kind::Process, *from)).or_default().push(Node::new(Kind::Process, *to));
+            edges.entry(process(from)).or_default().push(process(to));
         }
         edges
     }
 
     fn found(pairs: &[(&str, &str)], start: &str) -> Option<String> {
-        cycle(&edges(pairs), &Node::new(Kind::Process, start)).map(|nodes| path(&nodes))
+        cycle(&edges(pairs), &process(start)).map(|nodes| path(&nodes))
     }
 
     #[test]
@@ -87,6 +123,21 @@ mod tests {
         assert_eq!(found(&[("a", "a")], "a").unwrap(), "process/a → process/a");
         let pairs = [("in", "b"), ("a", "b"), ("b", "x"), ("b", "c"), ("c", "a"), ("x", "y")];
         assert_eq!(found(&pairs, "in").unwrap(), "process/b → process/c → process/a → process/b");
+    }
+
+    #[test]
+    fn a_cycle_through_namespaces_names_them() {
+        let pairs = [("shop/web", "data/db"), ("data/db", "shop/web"), ("web", "db")];
+        assert_eq!(found(&pairs, "shop/web").unwrap(), "shop/process/web → data/process/db → shop/process/web");
+        assert_eq!(found(&pairs, "web"), None, "of the same name in another namespace");
+    }
+
+    #[test]
+    fn what_needs_others_is_higher_than_they_are() {
+        let edges = edges(&[("web", "db"), ("web", "setup"), ("setup", "db"), ("db", "none"), ("x", "y"), ("y", "x")]);
+        let heights = heights(&edges);
+        let of = |name: &str| heights[&process(name)];
+        assert_eq!([of("db"), of("setup"), of("web")], [0, 1, 2]);
     }
 
     #[test]

@@ -87,13 +87,15 @@ pub fn process(process: &Process) -> Vec<FieldError> {
         found.add("metadata.name", "the name of a Process may have 58 characters, so that those of its instances fit");
     }
     spec(&process.spec, &mut found);
-    not_itself(&process.spec.depends_on, Kind::Process, &process.metadata.name, "spec", &mut found);
+    not_itself(&process.spec.depends_on, Kind::Process, &process.metadata, "spec", &mut found);
     found.0
 }
 
 /// What waits for itself waits for ever.
-fn not_itself(depends_on: &[Dependency], kind: Kind, name: &str, path: &str, found: &mut Findings) {
-    for (index, _) in depends_on.iter().enumerate().filter(|(_, it)| it.target() == (kind, name)) {
+fn not_itself(depends_on: &[Dependency], kind: Kind, metadata: &Metadata, path: &str, found: &mut Findings) {
+    let own = if metadata.namespace.is_empty() { "default" } else { metadata.namespace.as_str() };
+    let itself = |it: &Dependency| it.target() == (kind, metadata.name.as_str()) && it.namespace(own) == own;
+    for (index, _) in depends_on.iter().enumerate().filter(|(_, it)| itself(it)) {
         found.add(format!("{path}.dependsOn[{index}]"), format!("a {kind} cannot wait for itself"));
     }
 }
@@ -141,7 +143,7 @@ pub fn job(job: &Job) -> Vec<FieldError> {
     }
     job_spec(&job.spec, "spec", &mut found);
     let depends_on = &job.spec.template.spec().depends_on;
-    not_itself(depends_on, Kind::Job, &job.metadata.name, "spec.template", &mut found);
+    not_itself(depends_on, Kind::Job, &job.metadata, "spec.template", &mut found);
     found.0
 }
 
@@ -550,8 +552,11 @@ fn depends_on(dependencies: &[Dependency], found: &mut Findings) {
             continue;
         }
         found.check(format!("{field}.{}", kind.singular()), name::dns_label(name));
-        if !seen.insert((kind, name)) {
-            found.add(&field, format!("{}/{name} is given twice", kind.singular()));
+        if let Some(namespace) = &dependency.namespace {
+            found.check(format!("{field}.namespace"), name::dns_label(namespace));
+        }
+        if !seen.insert((kind, &dependency.namespace, name)) {
+            found.add(&field, format!("{} is given twice", dependency.shown()));
         }
         if kind == Kind::Job && dependency.condition == Some(DependencyCondition::Ready) {
             found.add(format!("{field}.condition"), "a Job is Started or Completed, never Ready");

@@ -6,9 +6,10 @@
 
 use serde::Serialize;
 
+use crate::graph::Node;
 use crate::kinds::{
-    Event, Exit, Instance, Kind, Phase, Process, ProcessSpec, RESTARTED_AT, RestartPolicy, STOPPED_AT, Severity,
-    StopReason, Truth,
+    Event, Exit, Instance, Phase, Process, ProcessSpec, RESTARTED_AT, RestartPolicy, STOPPED_AT, Severity, StopReason,
+    Truth,
 };
 use crate::plan::instance::{DEPENDENCY_NOT_READY, DEPENDENCY_TIMEOUT, WAITS_FOR_DEPENDENTS, describe};
 use crate::restart;
@@ -188,8 +189,11 @@ pub fn process(process: &Process, instances: &[Instance], now: Timestamp) -> Cha
 }
 
 /// Whether an instance has not been started because this Process or Job is not as it wants it.
-pub fn waits_for(instance: &Instance, kind: Kind, name: &str) -> bool {
-    is_waiting(instance) && instance.status.message.contains(&format!("{}/{name} (", kind.singular()))
+pub fn waits_for(instance: &Instance, node: &Node) -> bool {
+    let message = &instance.status.message;
+    let names = |text: String| message.match_indices(&text).any(|(at, _)| at == 0 || message[..at].ends_with(' '));
+    is_waiting(instance)
+        && (names(format!("{node} (")) || names(format!("{} (", node.seen_from(&instance.metadata.namespace))))
 }
 
 /// Whether it has not been started because of what it depends on.

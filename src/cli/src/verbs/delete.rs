@@ -1,10 +1,13 @@
 //! `ostler delete`: marks objects for deletion and waits until they are gone, processes included.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ostler_core::graph::{self, Edges, Node};
+use ostler_core::kinds::Dependency;
 use ostler_rpc::v1;
+use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -137,28 +140,21 @@ fn wanted(ctx: &Ctx, args: &Args) -> Result<Vec<(Kind, v1::Selector)>, Error> {
 
 /// How many of these objects, one after the other, have to be there before each one is started.
 fn heights(objects: &[&Value]) -> Vec<usize> {
-    let name = |object: &Value| (object["kind"].clone(), object["metadata"]["name"].clone());
-    let index: HashMap<_, _> = objects.iter().enumerate().map(|(index, object)| (name(object), index)).collect();
-    let on = |object: &Value| -> Vec<usize> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let node = |object: &Value| {
+        let metadata = &object["metadata"];
+        Some(Node::new(Kind::parse(object["kind"].as_str()?)?, text(&metadata["namespace"]), text(&metadata["name"])))
+    };
+    let on = |object: &Value| -> Vec<Node> {
         let list = [&object["spec"]["dependsOn"], &object["spec"]["template"]["dependsOn"]];
         let list = list.into_iter().filter_map(Value::as_array).flatten();
-        let process = |it: &Value| index.get(&("Process".into(), it["process"].clone())).copied();
-        let job = |it: &Value| index.get(&("Job".into(), it["job"].clone())).copied();
-        list.filter_map(|it| process(it).or_else(|| job(it))).collect()
+        let list = list.filter_map(|it| Dependency::deserialize(it).ok());
+        list.map(|it| Node::of(&it, object["metadata"]["namespace"].as_str().unwrap_or_default())).collect()
     };
-    let edges: Vec<Vec<usize>> = objects.iter().map(|object| on(object)).collect();
-    let mut heights = vec![0; objects.len()];
-    // As many rounds as the longest chain has links; no more than there are objects, should they be in a circle.
-    for _ in 0..objects.len() {
-        let before = heights.clone();
-        for (height, on) in heights.iter_mut().zip(&edges) {
-            *height = on.iter().map(|other| before[*other] + 1).max().unwrap_or(0);
-        }
-        if heights == before {
-            break;
-        }
-    }
-    heights
+    let edges: Edges = objects.iter().filter_map(|object| Some((node(object)?, on(object)))).collect();
+    let heights = graph::heights(&edges);
+    let height = |object: &Value| heights.get(&node(object)?).copied();
+    objects.iter().map(|object| height(object).unwrap_or_default()).collect()
 }
 
 /// Waits until none of the objects is left.

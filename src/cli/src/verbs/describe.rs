@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
+use ostler_core::graph::Node;
 use ostler_core::kinds::{Dependency, EndCause, GROUP, ProcessSpec, Severities, Severity, SourceRevision};
 use ostler_core::restart;
 use ostler_core::threshold::Rules;
@@ -40,9 +41,8 @@ pub(crate) struct Args {
 
 /// "process/db (Ready, within 1m)"
 fn depends_on(dependency: &Dependency) -> String {
-    let (kind, name) = dependency.target();
     let within = dependency.timeout.map_or(String::new(), |timeout| format!(", within {timeout}"));
-    format!("{}/{name} ({}{within})", kind.singular(), dependency.condition().name())
+    format!("{} ({}{within})", dependency.shown(), dependency.condition().name())
 }
 
 /// So many events are shown, the latest.
@@ -393,14 +393,15 @@ impl Page {
         let namespace = meta.namespace.clone().unwrap_or_default();
         let mut names = Vec::new();
         for (other, path) in [(Kind::Process, "/spec/dependsOn"), (Kind::Job, "/spec/template/dependsOn")] {
-            for object in client.list(selector(other, &namespace)).await? {
+            for object in client.list(selector(other, "")).await? {
                 let value: Value = serde_json::from_slice(&object.json)?;
                 let list = value.pointer(path).cloned().unwrap_or(Value::Array(Vec::new()));
                 let list: Vec<Dependency> = serde_json::from_value(list)?;
-                let waits = list.iter().find(|it| it.target() == (kind, meta.name()));
-                if let Some(dependency) = waits {
-                    let name = text(&value["metadata"]["name"]);
-                    names.push(format!("{}/{name} ({})", other.singular(), dependency.condition().name()));
+                let own = text(&value["metadata"]["namespace"]);
+                let this = Node::new(kind, namespace.as_str(), meta.name());
+                if let Some(dependency) = list.iter().find(|it| Node::of(it, &own) == this) {
+                    let node = Node::new(other, own.as_str(), text(&value["metadata"]["name"]));
+                    names.push(format!("{} ({})", node.seen_from(&namespace), dependency.condition().name()));
                 }
             }
         }

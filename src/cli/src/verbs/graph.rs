@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use ostler_core::Metadata;
 use ostler_core::graph::Node;
 use ostler_core::kinds::{Dependency, GROUP, Instance, Job, Process, STOPPED_AT};
 use ostler_core::why::{is_troubled, waits_for};
@@ -49,18 +50,18 @@ pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
                     "write process/NAME or job/NAME",
                 ));
             }
-            roots.extend(target.names.iter().map(|name| Node::new(target.kind, name)));
+            roots.extend(target.names.iter().map(|name| Node::new(target.kind, namespace.as_str(), name)));
         }
     }
     let mut client = Client::connect(&ctx.settings).await?;
     for root in &roots {
         client.get(root.kind, &namespace, &root.name).await?;
     }
-    let processes: Vec<Process> = all(&mut client, Kind::Process, &namespace).await?;
-    let jobs: Vec<Job> = all(&mut client, Kind::Job, &namespace).await?;
-    let instances: Vec<Instance> = all(&mut client, Kind::Instance, &namespace).await?;
-    let graph = Graph::new(&processes, &jobs, &instances);
-    if graph.nodes.is_empty() {
+    let processes: Vec<Process> = all(&mut client, Kind::Process).await?;
+    let jobs: Vec<Job> = all(&mut client, Kind::Job).await?;
+    let instances: Vec<Instance> = all(&mut client, Kind::Instance).await?;
+    let graph = Graph::new(namespace, &processes, &jobs, &instances);
+    if graph.own().next().is_none() {
         ctx.note("No resources found")?;
     }
     let roots = if roots.is_empty() { graph.roots() } else { roots };
@@ -72,9 +73,10 @@ pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
     Ok(Exit::Ok)
 }
 
-async fn all<T: DeserializeOwned>(client: &mut Client, kind: Kind, namespace: &str) -> Result<Vec<T>, Error> {
+/// Of all namespaces: a dependency may lead into another one.
+async fn all<T: DeserializeOwned>(client: &mut Client, kind: Kind) -> Result<Vec<T>, Error> {
     let parse = |object: &v1::Object| Ok(serde_json::from_slice(&object.json)?);
-    client.list(selector(kind, namespace)).await?.iter().map(parse).collect()
+    client.list(selector(kind, "")).await?.iter().map(parse).collect()
 }
 
 /// One Process or Job, or a name that a dependency has and nothing else.
@@ -84,21 +86,31 @@ struct Known {
     state: String,
     good: bool,
     group: Option<String>,
-    on: Vec<Dependency>,
+    on: Vec<(Node, Dependency)>,
     /// Its instances wait for these.
     waits: BTreeSet<Node>,
 }
 
 struct Graph {
+    /// The namespace that is looked at; of others, only what it leads to.
+    namespace: String,
     nodes: BTreeMap<Node, Known>,
 }
 
 impl Graph {
-    fn new(processes: &[Process], jobs: &[Job], instances: &[Instance]) -> Self {
+    fn new(namespace: String, processes: &[Process], jobs: &[Job], instances: &[Instance]) -> Self {
         let mut nodes = BTreeMap::new();
+        let mut of: BTreeMap<(bool, &str, &str), Vec<&Instance>> = BTreeMap::new();
+        for instance in instances {
+            let owner = (instance.spec.job.is_some(), instance.metadata.namespace.as_str(), instance.spec.owner());
+            of.entry(owner).or_default().push(instance);
+        }
+        let own = |is_job: bool, metadata: &Metadata| {
+            of.get(&(is_job, metadata.namespace.as_str(), metadata.name.as_str())).cloned().unwrap_or_default()
+        };
         for process in processes {
-            let name = &process.metadata.name;
-            let own = || instances.iter().filter(|it| it.spec.job.is_none() && it.spec.process == *name);
+            let Metadata { namespace, name, .. } = &process.metadata;
+            let own = own(false, &process.metadata);
             let (available, wanted) = (process.status.available_replicas, process.spec.replicas());
             let mut state = format!("{available}/{wanted} available");
             if process.metadata.is_deleting() {
@@ -106,11 +118,12 @@ impl Graph {
             } else if process.metadata.annotations.contains_key(STOPPED_AT) {
                 state.push_str(", stopped by hand");
             } else if available < wanted
-                && let Some(troubled) = own().find(|instance| is_troubled(instance))
+                && let Some(troubled) = own.iter().find(|instance| is_troubled(instance))
             {
                 let _ = write!(state, ", {}", troubled.status.reason);
             }
-            let completed = wanted > 0 && own().filter(|it| it.status.reason == "Completed").count() as u32 >= wanted;
+            let completed =
+                wanted > 0 && own.iter().filter(|it| it.status.reason == "Completed").count() as u32 >= wanted;
             if completed {
                 "completed".clone_into(&mut state);
             }
@@ -118,13 +131,14 @@ impl Graph {
                 state,
                 good: completed || available >= wanted,
                 group: process.metadata.labels.get(GROUP).cloned(),
-                on: process.spec.depends_on.clone(),
-                waits: waits(&process.spec.depends_on, own()),
+                on: targets_of(namespace, &process.spec.depends_on),
+                waits: waits(namespace, &process.spec.depends_on, &own),
             };
-            nodes.insert(Node::new(Kind::Process, name), known);
+            nodes.insert(Node::new(Kind::Process, namespace, name), known);
         }
         for job in jobs {
-            let own = || instances.iter().filter(|it| it.spec.job.is_some() && it.spec.owner() == job.metadata.name);
+            let Metadata { namespace, name, .. } = &job.metadata;
+            let on = &job.spec.template.spec().depends_on;
             let finished = job.status.finished().map(|condition| condition.kind.as_str());
             let (done, wanted) = (job.status.succeeded, job.spec.completions);
             let known = Known {
@@ -135,22 +149,32 @@ impl Graph {
                 },
                 good: done >= wanted,
                 group: job.metadata.labels.get(GROUP).cloned(),
-                on: job.spec.template.spec().depends_on.clone(),
-                waits: waits(&job.spec.template.spec().depends_on, own()),
+                on: targets_of(namespace, on),
+                waits: waits(namespace, on, &own(true, &job.metadata)),
             };
-            nodes.insert(Node::new(Kind::Job, &job.metadata.name), known);
+            nodes.insert(Node::new(Kind::Job, namespace, name), known);
         }
-        let missing: BTreeSet<Node> = nodes.values().flat_map(|known| known.on.iter().map(Node::of)).collect();
+        let missing: BTreeSet<Node> =
+            nodes.values().flat_map(|known| known.on.iter().map(|(node, _)| node.clone())).collect();
         for node in missing {
             nodes.entry(node).or_insert_with(|| Known { state: "does not exist".to_owned(), ..Known::default() });
         }
-        Self { nodes }
+        Self { namespace, nodes }
     }
 
-    /// Those that nobody depends on. In a graph without cycles, everything can be reached from them.
+    /// The nodes of the namespace that is looked at.
+    fn own(&self) -> impl Iterator<Item = (&Node, &Known)> {
+        self.nodes.iter().filter(|(node, _)| node.namespace == self.namespace)
+    }
+
+    fn shown(&self, node: &Node) -> String {
+        node.seen_from(&self.namespace)
+    }
+
+    /// Those that nobody in the namespace depends on. In a graph without cycles, everything can be reached from them.
     fn roots(&self) -> Vec<Node> {
-        let needed: BTreeSet<Node> = self.nodes.values().flat_map(|known| known.on.iter().map(Node::of)).collect();
-        self.nodes.keys().filter(|node| !needed.contains(node)).cloned().collect()
+        let needed: BTreeSet<&Node> = self.own().flat_map(|(_, known)| known.on.iter().map(|(node, _)| node)).collect();
+        self.own().map(|(node, _)| node).filter(|node| !needed.contains(node)).cloned().collect()
     }
 
     fn text(&self, roots: &[Node]) -> String {
@@ -178,7 +202,7 @@ impl Graph {
             }
             text.push_str(if *last { "└─ " } else { "├─ " });
         }
-        let _ = write!(text, "{node}");
+        text.push_str(&self.shown(node));
         if let Some((dependency, waits)) = edge {
             let _ = write!(text, " ({}{})", dependency.condition().name(), if waits { ", waited for" } else { "" });
         }
@@ -191,11 +215,10 @@ impl Graph {
         if again {
             return;
         }
-        for (index, dependency) in known.on.iter().enumerate() {
-            let next = Node::of(dependency);
-            let waits = known.waits.contains(&next);
+        for (index, (next, dependency)) in known.on.iter().enumerate() {
+            let waits = known.waits.contains(next);
             lasts.push(index + 1 == known.on.len());
-            self.branch(text, &next, Some((dependency, waits)), lasts, seen);
+            self.branch(text, next, Some((dependency, waits)), lasts, seen);
             lasts.pop();
         }
     }
@@ -205,8 +228,8 @@ impl Graph {
         let mut open: Vec<&Node> = self.nodes.keys().filter(|node| roots.contains(node)).collect();
         while let Some(node) = open.pop() {
             if reached.insert(node) {
-                let on = self.nodes[node].on.iter().map(Node::of);
-                open.extend(on.filter_map(|next| Some(self.nodes.get_key_value(&next)?.0)));
+                let on = self.nodes[node].on.iter();
+                open.extend(on.filter_map(|(next, _)| Some(self.nodes.get_key_value(next)?.0)));
             }
         }
         let mut text = "digraph ostler {\n  rankdir=LR;\n  node [shape=box, style=filled];\n".to_owned();
@@ -214,22 +237,22 @@ impl Graph {
         for node in &reached {
             let known = &self.nodes[*node];
             let color = if known.good { "palegreen" } else { "lightsalmon" };
-            let _ = writeln!(text, "  \"{node}\" [label=\"{node}\\n{}\", fillcolor={color}];", known.state);
+            let node_name = self.shown(node);
+            let _ = writeln!(text, "  \"{node_name}\" [label=\"{node_name}\\n{}\", fillcolor={color}];", known.state);
             if let Some(group) = &known.group {
                 groups.entry(group).or_default().push(node);
             }
         }
         for (group, members) in groups {
-            let members: Vec<String> = members.iter().map(|node| format!("\"{node}\";")).collect();
+            let members: Vec<String> = members.iter().map(|node| format!("\"{}\";", self.shown(node))).collect();
             let _ = writeln!(text, "  subgraph \"cluster_{group}\" {{ label=\"{group}\"; {} }}", members.join(" "));
         }
         for node in &reached {
             let known = &self.nodes[*node];
-            for dependency in &known.on {
-                let next = Node::of(dependency);
-                let style = if known.waits.contains(&next) { ", style=bold, color=red" } else { "" };
-                let _ =
-                    writeln!(text, "  \"{node}\" -> \"{next}\" [label=\"{}\"{style}];", dependency.condition().name());
+            for (next, dependency) in &known.on {
+                let style = if known.waits.contains(next) { ", style=bold, color=red" } else { "" };
+                let (from, to, label) = (self.shown(node), self.shown(next), dependency.condition().name());
+                let _ = writeln!(text, "  \"{from}\" -> \"{to}\" [label=\"{label}\"{style}];");
             }
         }
         text.push_str("}\n");
@@ -237,11 +260,15 @@ impl Graph {
     }
 }
 
+/// What an object of a namespace depends on.
+fn targets_of(namespace: &str, on: &[Dependency]) -> Vec<(Node, Dependency)> {
+    on.iter().map(|dependency| (Node::of(dependency, namespace), dependency.clone())).collect()
+}
+
 /// What some of the instances wait for.
-fn waits<'a>(on: &[Dependency], instances: impl Iterator<Item = &'a Instance>) -> BTreeSet<Node> {
-    let waits =
-        |instance: &'a Instance| on.iter().map(Node::of).filter(move |node| waits_for(instance, node.kind, &node.name));
-    instances.flat_map(waits).collect()
+fn waits(namespace: &str, on: &[Dependency], instances: &[&Instance]) -> BTreeSet<Node> {
+    let nodes = on.iter().map(|dependency| Node::of(dependency, namespace));
+    nodes.filter(|node| instances.iter().any(|instance| waits_for(instance, node))).collect()
 }
 
 #[cfg(test)]
@@ -252,7 +279,7 @@ mod tests {
 
     fn process(name: &str, on: &serde_json::Value, available: u32) -> Process {
         let object = json!({"apiVersion": "ostler.dev/v1", "kind": "Process",
-            "metadata": {"name": name, "labels": if name == "db" { json!({GROUP: "data"}) } else { json!({}) }},
+            "metadata": {"name": name, "namespace": "shop", "labels": if name == "db" { json!({GROUP: "data"}) } else { json!({}) }},
             "spec": {"command": ["true"], "dependsOn": on}, "status": {"availableReplicas": available}});
         serde_json::from_value(object).unwrap()
     }
@@ -260,10 +287,15 @@ mod tests {
     fn shop() -> Graph {
         let web = process("web", &json!([{"process": "api"}, {"process": "db", "condition": "Started"}]), 0);
         let api = process("api", &json!([{"process": "db"}, {"job": "migrate"}]), 0);
-        let waiting = json!({"apiVersion": "ostler.dev/v1", "kind": "Instance", "metadata": {"name": "api-0"},
+        let waiting = json!({"apiVersion": "ostler.dev/v1", "kind": "Instance", "metadata": {"name": "api-0", "namespace": "shop"},
             "spec": {"process": "api", "ordinal": 0, "revision": "x", "template": {"command": ["true"]}},
             "status": {"reason": "DependencyNotReady", "message": "waits for job/migrate (Completed): there is none of that name"}});
-        Graph::new(&[web, api, process("db", &json!([]), 1)], &[], &[serde_json::from_value(waiting).unwrap()])
+        Graph::new(
+            "shop".to_owned(),
+            &[web, api, process("db", &json!([]), 1)],
+            &[],
+            &[serde_json::from_value(waiting).unwrap()],
+        )
     }
 
     #[test]
@@ -284,7 +316,7 @@ process/web  0/1 available
     #[test]
     fn dot_has_nodes_edges_and_groups_of_what_can_be_reached() {
         let graph = shop();
-        let dot = graph.dot(&[Node::new(Kind::Process, "api")]);
+        let dot = graph.dot(&[Node::new(Kind::Process, "shop", "api")]);
         assert!(dot.starts_with("digraph ostler {\n") && dot.ends_with("}\n"));
         assert!(dot.contains("\"process/api\" -> \"process/db\" [label=\"Ready\"];"), "{dot}");
         assert!(

@@ -3,6 +3,7 @@
 //! What follows from what is decided in `ostler_core::why`; here its facts are fetched and its lines printed.
 
 use ostler_core::Timestamp;
+use ostler_core::graph::Node;
 use ostler_core::kinds::{Event, Instance, Process};
 use ostler_core::why::{self, Chain, Facts};
 use ostler_rpc::v1;
@@ -115,13 +116,12 @@ async fn explain(
         Some(share) => (Kind::Job, &share.name),
         None => (Kind::Process, &instance.spec.process),
     };
-    let pending = v1::Selector {
-        fields: "status.phase in (Pending,Failed)".to_owned(),
-        ..selector(Kind::Instance, &metadata.namespace)
-    };
+    let pending =
+        v1::Selector { fields: "status.phase in (Pending,Failed)".to_owned(), ..selector(Kind::Instance, "") };
     let others = client.list(pending).await?;
     let mut waiters = others.iter().map(parse::<Instance>).collect::<Result<Vec<_>, _>>()?;
-    waiters.retain(|other| why::waits_for(other, kind, owner));
+    let node = Node::new(kind, metadata.namespace.as_str(), owner.as_str());
+    waiters.retain(|other| why::waits_for(other, &node));
     Ok(why::instance(&Facts {
         instance,
         process,

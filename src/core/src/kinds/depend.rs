@@ -15,12 +15,15 @@ pub const RESTARTED_TOGETHER_AT: &str = "ostler.dev/restartedTogetherAt";
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Dependency {
-    /// Name of a Process in the same namespace. It need not exist yet.
+    /// Name of a Process. It need not exist yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<String>,
-    /// Name of a Job in the same namespace, instead of `process`.
+    /// Name of a Job, instead of `process`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
+    /// Namespace of the Process or Job; that of the object itself unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
     /// What is waited for; Ready unless given, and Completed of a Job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<DependencyCondition>,
@@ -59,6 +62,20 @@ impl Dependency {
         match (&self.process, &self.job) {
             (Some(process), _) => (Kind::Process, process),
             (None, job) => (Kind::Job, job.as_deref().unwrap_or_default()),
+        }
+    }
+
+    /// The namespace of what is waited for, seen from an object in `own`.
+    pub fn namespace<'a>(&'a self, own: &'a str) -> &'a str {
+        self.namespace.as_deref().unwrap_or(own)
+    }
+
+    /// `process/db`, or `data/process/db` where the namespace is given.
+    pub fn shown(&self) -> String {
+        let (kind, name) = self.target();
+        match &self.namespace {
+            Some(namespace) => format!("{namespace}/{}/{name}", kind.singular()),
+            None => format!("{}/{name}", kind.singular()),
         }
     }
 

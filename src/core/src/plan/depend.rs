@@ -53,7 +53,6 @@ pub fn unmet<'a>(
     instances: impl Iterator<Item = &'a Instance>,
     now: Timestamp,
 ) -> Option<Unmet> {
-    let (kind, name) = dependency.target();
     let condition = dependency.condition();
     let mut met_at = None;
     let why = match subject {
@@ -61,7 +60,7 @@ pub fn unmet<'a>(
         Subject::Process(process) => of_process(condition, process, instances, now, &mut met_at)?,
         Subject::Job(job) => of_job(condition, job)?,
     };
-    let message = format!("{}/{name} ({}): {why}", kind.singular(), condition.name());
+    let message = format!("{} ({}): {why}", dependency.shown(), condition.name());
     Some(Unmet { message, timeout: dependency.timeout, met_at })
 }
 
@@ -158,7 +157,8 @@ pub fn leaving(instance: &Instance, owner: Option<&Process>, shutdown: bool) -> 
     }
 }
 
-/// Whether an instance has to stop before another one that it depends on and that leaves: it lives, and leaves too.
+/// Whether an instance has to stop before another one that it depends on and that leaves: it lives, and leaves too;
+/// `namespace_goes`: with its namespace.
 pub fn goes_first(dependent: &Instance, owner: Option<&Process>, namespace_goes: bool, leaving: Leaving) -> bool {
     let status = &dependent.status;
     // One that cannot be killed would keep everything below it for ever.

@@ -4,9 +4,9 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use ostler_core::Timestamp;
 use ostler_core::kinds::{Dependency, Instance, Job, Kind, Process};
 use ostler_core::plan::depend::{Subject, Waits, goes_first, leaving, unmet};
+use ostler_core::{Metadata, Timestamp};
 
 use super::world::{Id, World, id, owner, runs_of};
 use super::{Controller, Request};
@@ -26,7 +26,7 @@ pub(crate) struct Dependencies {
 /// Under which id the instances of a dependency are found.
 fn target(namespace: &str, dependency: &Dependency) -> Id {
     let (kind, name) = dependency.target();
-    let id = id(namespace, name);
+    let id = id(dependency.namespace(namespace), name);
     if kind == Kind::Job { runs_of(&id) } else { id }
 }
 
@@ -87,7 +87,7 @@ impl World {
         for dependency in self.dependencies_of(instance) {
             let (kind, name) = dependency.target();
             let target = target(namespace, dependency);
-            let owner = self::id(namespace, name);
+            let owner = self::id(dependency.namespace(namespace), name);
             let subject = if kind == Kind::Job {
                 let job: Option<&Job> = self.jobs.get(&owner).map(|job| &job.object);
                 job.map_or(Subject::Missing, Subject::Job)
@@ -113,16 +113,20 @@ impl World {
         let instance = &entry.object;
         let Some(dependents) = self.dependencies.of.get(&owner(instance)) else { return Vec::new() };
         let Some(leaving) = leaving(instance, self.process_of(instance), shutdown) else { return Vec::new() };
-        let goes = self.namespaces.get(&self::id("", &instance.metadata.namespace));
-        let namespace_goes = goes.is_some_and(|namespace| namespace.object.metadata.is_deleting());
+        let own = &instance.metadata.namespace;
+        let goes = |namespace: &str| {
+            let entry = self.namespaces.get(&self::id("", namespace));
+            entry.is_some_and(|namespace| namespace.object.metadata.is_deleting())
+        };
         let mut names = Vec::new();
         let mut targets = Vec::new();
         for dependent in dependents {
             let before = names.len();
             for entry in self.instances_of(dependent) {
                 let other = &entry.object;
-                if goes_first(other, self.process_of(other), namespace_goes, leaving) {
-                    names.push(other.metadata.name.clone());
+                let Metadata { namespace, name, .. } = &other.metadata;
+                if goes_first(other, self.process_of(other), goes(namespace), leaving) {
+                    names.push(if namespace == own { name.clone() } else { format!("{namespace}/{name}") });
                 }
             }
             if names.len() > before {
