@@ -179,6 +179,7 @@ fn applied(result: v1::applied::Result) -> v1::ApplyResponse {
             }],
         }],
         revision: 1,
+        ..v1::ApplyResponse::default()
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ostler_core::Kind;
-use ostler_core::kinds::{SOURCE, SourceRevision, WAVE};
+use ostler_core::kinds::{DeletionLimit, SOURCE, SourceRevision, WAVE};
 use ostler_manifest::{Document, Gathered, Input};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use crate::git::{self, Repository};
 use crate::inventory::Item;
+use crate::plan::TooMany;
 use crate::scan::{self, Listing, ScanError};
 use crate::watch::DirectoryWatcher;
 
@@ -49,6 +50,14 @@ pub struct Broken {
 impl Broken {
     pub(crate) fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
+    }
+
+    /// A revision of a Source that deletes more than `limit`.
+    pub(crate) fn too_many(why: &TooMany, limit: DeletionLimit) -> Self {
+        let message = format!(
+            "{why} (maxDeletions: {limit}); nothing was changed. If that is what you want: ostler sync --allow-prune"
+        );
+        Self { reason: "TooManyDeletions", message }
     }
 }
 

@@ -7,7 +7,7 @@
 mod directory;
 mod git;
 pub mod inventory;
-mod plan;
+pub mod plan;
 mod scan;
 mod sources;
 mod status;
@@ -17,4 +17,4 @@ mod watch;
 
 pub use directory::{Broken, Rendered};
 pub use inventory::Item;
-pub use sources::{Cluster, Outcome, Preview, PreviewFailed, Refused, Sources};
+pub use sources::{Cluster, Outcome, Preview, PreviewFailed, Refused, Sources, inhabitants};

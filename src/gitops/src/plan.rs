@@ -1,46 +1,69 @@
-//! Decides what a revision deletes, and whether it may be applied at all.
+//! Decides what a revision, or an apply of a set, deletes, and whether it may be applied at all.
 //!
-//! Pure: callers pass what the revision wants, what the Source has brought, and who owns what.
+//! Pure: callers pass what is wanted, what was brought before, and who owns what.
 
 use std::collections::{HashMap, HashSet};
 
 use ostler_core::Kind;
 use ostler_core::kinds::DeletionLimit;
 
-use crate::directory::Broken;
 use crate::inventory::Item;
 
-/// What deletions a revision needs.
+/// What deletions are needed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Prune {
+pub struct Prune {
     /// To be deleted, in this order.
-    pub(crate) delete: Vec<Item>,
-    /// No longer in the directory, but kept.
-    pub(crate) keep: Vec<Item>,
+    pub delete: Vec<Item>,
+    /// No longer wanted, but kept.
+    pub keep: Vec<Item>,
 }
 
-/// How a Source prunes.
+/// How it is pruned.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Policy {
-    pub(crate) prune: bool,
-    pub(crate) limit: DeletionLimit,
+pub struct Policy {
+    /// Whether anything is deleted at all.
+    pub prune: bool,
+    /// How much of what was brought.
+    pub limit: DeletionLimit,
     /// Lifts the limit.
-    pub(crate) allowed: bool,
+    pub allowed: bool,
 }
 
-/// What leaves: what was brought, is no longer wanted, and is still there and ours (`is_ours`). A namespace goes only
+/// More would be deleted than may be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} of {brought} objects would be deleted ({}), at most {most} may be", .delete.len(), few(.delete))]
+pub struct TooMany {
+    /// All that would be.
+    pub delete: Vec<Item>,
+    /// How many were brought.
+    pub brought: usize,
+    /// How many may be deleted.
+    pub most: usize,
+}
+
+/// The first five names.
+fn few(items: &[Item]) -> String {
+    let names: Vec<String> = items.iter().take(5).map(ToString::to_string).collect();
+    let more = items.len() - names.len();
+    names.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+}
+
+/// What leaves: what was brought, is no longer wanted (`is_wanted`), and is still there and ours (`is_ours`). A namespace goes only
 /// when everything that `lives_in` it goes too.
-pub(crate) fn prune(
+///
+/// # Errors
+/// It is too much; then nothing is to be deleted, nor applied.
+pub fn prune(
     brought: &[Item],
-    wanted: &HashSet<&Item>,
+    is_wanted: impl Fn(&Item) -> bool,
     policy: Policy,
     is_ours: impl Fn(&Item) -> bool,
     lives_in: impl Fn(&str) -> Vec<Item>,
-) -> Result<Prune, Broken> {
+) -> Result<Prune, TooMany> {
     let mut plan = Prune::default();
     // In the reverse of the order in which they came.
     for item in brought.iter().rev() {
-        if wanted.contains(item) || !is_ours(item) {
+        if is_wanted(item) || !is_ours(item) {
             continue;
         }
         if policy.prune {
@@ -59,20 +82,7 @@ pub(crate) fn prune(
     plan.keep.extend::<Vec<Item>>(kept);
     let most = policy.limit.of(brought.len());
     if plan.delete.len() > most && !policy.allowed {
-        let names: Vec<String> = plan.delete.iter().take(5).map(ToString::to_string).collect();
-        let more = plan.delete.len() - names.len();
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        return Err(Broken::new(
-            "TooManyDeletions",
-            format!(
-                "{} of {} objects would be deleted ({}{more}), at most {most} may be (maxDeletions: {}); nothing was \
-                 changed. If that is what you want: ostler sync --allow-prune",
-                plan.delete.len(),
-                brought.len(),
-                names.join(", "),
-                policy.limit
-            ),
-        ));
+        return Err(TooMany { delete: plan.delete, brought: brought.len(), most });
     }
     Ok(plan)
 }
@@ -125,8 +135,8 @@ mod tests {
 
     const POLICY: Policy = Policy { prune: true, limit: DeletionLimit::Share(Share(50)), allowed: false };
 
-    fn run(brought: &[Item], wanted: &[Item], policy: Policy) -> Result<Prune, Broken> {
-        prune(brought, &wanted.iter().collect(), policy, |_| true, |_| Vec::new())
+    fn run(brought: &[Item], wanted: &[Item], policy: Policy) -> Result<Prune, TooMany> {
+        prune(brought, |item| wanted.contains(item), policy, |_| true, |_| Vec::new())
     }
 
     #[test]
@@ -139,11 +149,7 @@ mod tests {
     fn more_than_half_needs_permission() {
         let brought = processes(&["a", "b", "c"]);
         let error = run(&brought, &processes(&["a"]), POLICY).unwrap_err();
-        assert_eq!(error.reason, "TooManyDeletions");
-        assert!(
-            error.message.contains("2 of 3 objects") && error.message.contains("process/c, process/b"),
-            "{error:?}"
-        );
+        assert_eq!(error.to_string(), "2 of 3 objects would be deleted (process/c, process/b), at most 1 may be");
         let allowed = Policy { allowed: true, ..POLICY };
         assert_eq!(run(&brought, &processes(&["a"]), allowed).unwrap().delete.len(), 2);
         assert_eq!(run(&brought, &processes(&["a", "b"]), POLICY).unwrap().delete, processes(&["c"]));
@@ -160,7 +166,7 @@ mod tests {
     #[test]
     fn what_is_not_ours_any_more_is_left_alone() {
         let brought = processes(&["a", "b"]);
-        let plan = prune(&brought, &HashSet::new(), POLICY, |item| item.name == "a", |_| Vec::new()).unwrap();
+        let plan = prune(&brought, |_| false, POLICY, |item| item.name == "a", |_| Vec::new()).unwrap();
         assert_eq!(plan.delete, processes(&["a"]));
     }
 
@@ -170,7 +176,7 @@ mod tests {
         let inside = Item { namespace: "staging".to_owned(), ..process("web") };
         let brought = [staging.clone(), inside.clone()];
         let allowed = Policy { allowed: true, ..POLICY };
-        let with = |living: Vec<Item>| prune(&brought, &HashSet::new(), allowed, |_| true, |_| living.clone()).unwrap();
+        let with = |living: Vec<Item>| prune(&brought, |_| false, allowed, |_| true, |_| living.clone()).unwrap();
         assert_eq!(with(vec![inside.clone()]).delete, [inside.clone(), staging.clone()]);
         let foreign = Item { namespace: "staging".to_owned(), ..process("other") };
         let plan = with(vec![inside.clone(), foreign]);

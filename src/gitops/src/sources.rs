@@ -1,6 +1,6 @@
 //! All Sources of a daemon: one task for each, and one that tells them what happens to objects.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -154,16 +154,17 @@ impl<C: Cluster> Sources<C> {
             .unwrap_or_else(|_| Err(Broken::new("Invalid", "reading the manifests failed")))
             .map_err(PreviewFailed::Broken)?;
         let brought = inventory::read(store, name, &source.metadata.uid);
-        let wanted = objects.iter().map(|object| &object.item).collect();
+        let wanted: HashSet<&Item> = objects.iter().map(|object| &object.item).collect();
         let policy = |allowed| Policy { prune: source.spec.prune, limit: source.spec.max_deletions, allowed };
         let run = |allowed| {
             plan::prune(
                 &brought,
-                &wanted,
+                |item| wanted.contains(item),
                 policy(allowed),
                 |item| is_ours(store, name, item),
                 |namespace| inhabitants(store, namespace),
             )
+            .map_err(|why| Broken::too_many(&why, source.spec.max_deletions))
         };
         let refused = run(source.spec.allow_prune).err();
         let delete = run(true).map(|plan| plan.delete).unwrap_or_default();
@@ -188,7 +189,7 @@ pub(crate) fn says_ours(source: &str, item: &Item, json: &[u8]) -> bool {
 }
 
 /// What users have put into a namespace.
-pub(crate) fn inhabitants(store: &dyn Store, namespace: &str) -> Vec<Item> {
+pub fn inhabitants(store: &dyn Store, namespace: &str) -> Vec<Item> {
     let kinds = Kind::ALL.into_iter().filter(|kind| kind.is_namespaced() && kind.is_applicable());
     kinds
         .flat_map(|kind| store.list(&format!("{}/{namespace}/", kind.plural())).entries)

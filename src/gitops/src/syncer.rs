@@ -368,12 +368,12 @@ impl<C: Cluster> Syncer<C> {
             let policy = Policy { prune: source.spec.prune, limit: source.spec.max_deletions, allowed };
             plan::prune(
                 &brought,
-                &wanted,
+                |item| wanted.contains(item),
                 policy,
                 |item| is_ours(&*store, &own, item),
                 |namespace| inhabitants(&*store, namespace),
             )
-            .map_err(Failed::Broken)
+            .map_err(|why| Failed::Broken(Broken::too_many(&why, source.spec.max_deletions)))
         };
         // Git holds its lock as long as it is at a new commit.
         let applied = status.last_applied_revision.as_ref().map_or("", |applied| applied.commit.as_str());

@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use bytes::Bytes;
 use ostler_core::config;
 use ostler_core::kinds::{
-    Instance, Job, JobSpec, Namespace, PAUSED_AT, PortNumber, Process, ProcessSpec, STOPPED_AT, Secret, TRACEPARENT,
+    Instance, Job, JobSpec, Namespace, PAUSED_AT, PortNumber, Process, ProcessSpec, SET, STOPPED_AT, Secret,
+    TRACEPARENT,
 };
 use ostler_core::object::{Applicable, DecodeError, decode, key};
 use ostler_core::plan::process::instance_name;
 use ostler_core::{Kind, Metadata, fields};
 use ostler_engine::vault::Vault;
+use ostler_gitops::Item;
 use ostler_store::{Entry, Expect, Key, Op, Revision};
 use serde_json::Value;
 
@@ -20,6 +22,7 @@ use crate::ownership::{self, Mode, Written};
 use crate::secrets;
 use crate::select::Selection;
 use crate::service::{Service, join_trace, now};
+use crate::sets::{self, Set};
 
 /// What applying one object came to, or would come to.
 #[derive(Clone, Debug)]
@@ -59,28 +62,57 @@ pub(crate) enum EffectKind {
 /// The most objects in one request.
 const MOST: usize = 10_000;
 
+/// How objects are applied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How<'a> {
+    pub(crate) manager: &'a str,
+    /// Fields that others set otherwise are taken over.
+    pub(crate) force: bool,
+    /// Decide everything, change nothing.
+    pub(crate) dry_run: bool,
+    /// The set that the objects belong to from now on.
+    pub(crate) set: Option<Set<'a>>,
+}
+
+/// What a request came to, or would come to.
+#[derive(Debug)]
+pub(crate) struct Decided {
+    pub(crate) objects: Vec<Applied>,
+    /// What leaves the set.
+    pub(crate) pruned: Vec<Item>,
+    /// What has left the set and stays.
+    pub(crate) kept: Vec<Item>,
+    /// Why it would not be done; only of a dry run.
+    pub(crate) refused: String,
+}
+
 impl Service {
-    pub(crate) async fn apply(
-        &self,
-        objects: &[Bytes],
-        dry_run: bool,
-        manager: &str,
-        force: bool,
-    ) -> Result<(Vec<Applied>, Revision), ApiError> {
+    pub(crate) async fn apply(&self, objects: &[Bytes], how: How<'_>) -> Result<(Decided, Revision), ApiError> {
+        let How { manager, force, dry_run, set } = how;
         if objects.len() > MOST {
             return Err(ApiError::bad(format!("{} objects in one request, at most {MOST} are allowed", objects.len())));
         }
-        let wanted = parse(objects)?;
+        let mut wanted = parse(objects)?;
+        if let Some(set) = set {
+            set.check(&wanted)?;
+        }
+        for want in &mut wanted {
+            want.set_membership(set);
+        }
         if wanted.iter().any(|want| want.object.kind() == Kind::Secret) {
             let others = !self.store.list(&Selection::all(Kind::Secret, "").prefix()).entries.is_empty();
             self.controller.vault().prepare(others)?;
         }
         self.transact(|| {
-            let (mut ops, applied) = self.decide(&wanted, manager, Mode::Apply { force }, dry_run)?;
+            let (mut ops, objects) = self.decide(&wanted, manager, Mode::Apply { force }, dry_run)?;
+            let mut decided = Decided { objects, pruned: Vec::new(), kept: Vec::new(), refused: String::new() };
+            if let Some(set) = set.filter(|set| set.prune) {
+                ops.extend(self.prune(set, dry_run, &mut decided)?);
+            }
             if dry_run {
                 ops.clear();
             }
-            Ok((ops, applied))
+            Ok((ops, decided))
         })
         .await
     }
@@ -121,6 +153,12 @@ impl Service {
             };
             if live.as_ref().is_some_and(|live| live.metadata().is_deleting()) {
                 complain("", format!("{} {name:?} is being deleted; apply it again when it is gone", kind.resource()));
+                continue;
+            }
+            if let Some(live) = &live
+                && let Err(message) = sets::claim(&*self.store, want.set(), live, mode)
+            {
+                complain("", message);
                 continue;
             }
             let (mut object, outcome) = match merge(want, live.as_ref(), manager, mode) {
@@ -393,6 +431,20 @@ pub(crate) struct Wanted {
     content: Value,
 }
 
+impl Wanted {
+    /// The set that it is to be in.
+    fn set(&self) -> Option<&str> {
+        self.object.metadata().labels.get(SET).map(String::as_str)
+    }
+
+    /// Puts it into a set, whatever its manifest says.
+    fn set_membership(&mut self, set: Option<Set<'_>>) {
+        let labels = &mut self.object.metadata_mut().labels;
+        labels.remove(SET);
+        labels.extend(set.map(|set| (SET.to_owned(), set.name.to_owned())));
+    }
+}
+
 pub(crate) fn parse(objects: &[Bytes]) -> Result<Vec<Wanted>, ApiError> {
     let mut wanted = Vec::with_capacity(objects.len());
     let mut causes = Vec::new();
@@ -503,7 +555,8 @@ fn merge(
     let spec_changed = carry_over(&mut object, live).map_err(Refused::Invalid)?;
     let old = live.metadata();
     let new = object.metadata_mut();
-    let (labels, mut annotations) = (std::mem::take(&mut new.labels), std::mem::take(&mut new.annotations));
+    let (mut labels, mut annotations) = (std::mem::take(&mut new.labels), std::mem::take(&mut new.annotations));
+    labels.extend(sets::membership(&want.object, old, mode).map(|set| (SET.to_owned(), set)));
     annotations.extend(old.annotations.get(TRACEPARENT).map(|trace| (TRACEPARENT.to_owned(), trace.clone())));
     let changed = spec_changed || labels != old.labels || annotations != old.annotations;
     *new = Metadata { labels, annotations, managed_fields: managed, ..old.clone() };

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ostler_core::{Kind, Span};
 use ostler_engine::Action;
+use ostler_gitops::Item;
 use ostler_keeper::logs::{Attempts, Filter, Stream as LogStream};
 use ostler_rpc::v1;
 use ostler_rpc::v1::ostler_server::{Ostler, OstlerServer};
@@ -20,7 +21,7 @@ use tonic::metadata::{MetadataKey, MetadataValue};
 use tonic::{Code, Request, Response, Status};
 use tracing::{info, warn};
 
-use crate::apply::{Applied, EffectKind, Outcome};
+use crate::apply::{Applied, EffectKind, How, Outcome};
 use crate::error::{ApiError, Reason};
 use crate::logs::LogQuery;
 use crate::patch::Patch;
@@ -28,6 +29,7 @@ use crate::rollout::RolloutAction;
 use crate::secrets::Reveal;
 use crate::select::{self, Selection};
 use crate::service::Service;
+use crate::sets::Set;
 use crate::{usage, watching};
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -222,10 +224,28 @@ impl Ostler for Service {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Answer<v1::ApplyResponse> {
         let request = request.into_inner();
         let manager = if request.field_manager.is_empty() { "ostler apply" } else { &request.field_manager };
-        let (results, revision) =
-            Service::apply(self, &request.objects, request.dry_run, manager, request.force_conflicts).await?;
-        let results = results.into_iter().map(|result| applied(self, result, revision)).collect::<Result<_, _>>()?;
-        Ok(Response::new(v1::ApplyResponse { results, revision }))
+        if request.prune && request.set.is_empty() {
+            return Err(ApiError::bad("what is to be pruned is what left a set: name the set").into());
+        }
+        let set = Set { name: &request.set, prune: request.prune, allow: request.allow_prune };
+        let how = How {
+            manager,
+            force: request.force_conflicts,
+            dry_run: request.dry_run,
+            set: (!request.set.is_empty()).then_some(set),
+        };
+        let (decided, revision) = Service::apply(self, &request.objects, how).await?;
+        let results = decided.objects.into_iter();
+        let results = results.map(|result| applied(self, result, revision)).collect::<Result<_, _>>()?;
+        let references =
+            |items: &[Item]| items.iter().map(|item| reference(item.kind, &item.namespace, &item.name)).collect();
+        Ok(Response::new(v1::ApplyResponse {
+            results,
+            revision,
+            pruned: references(&decided.pruned),
+            kept: references(&decided.kept),
+            refused: decided.refused,
+        }))
     }
 
     async fn patch(&self, request: Request<v1::PatchRequest>) -> Answer<v1::PatchResponse> {

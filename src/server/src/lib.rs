@@ -17,6 +17,7 @@ mod rollout;
 mod secrets;
 mod select;
 mod service;
+mod sets;
 mod sources;
 mod usage;
 mod watching;

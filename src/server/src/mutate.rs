@@ -124,52 +124,7 @@ impl Service {
             let mut deleted = Vec::new();
             for entry in entries.iter().filter(|entry| still(&entry.value)) {
                 deleted.push((selection.kind, entry.key.namespace().to_owned(), entry.key.name().to_owned()));
-                match selection.kind {
-                    Kind::Namespace => {
-                        let mut object: Namespace = read(entry)?;
-                        if object.metadata.name == "default" {
-                            return Err(ApiError::new(
-                                Reason::Forbidden,
-                                "the namespace \"default\" cannot be deleted",
-                            )
-                            .hint("`ostler delete processes --all` deletes what is in it"));
-                        }
-                        if !object.metadata.is_deleting() {
-                            object.metadata.deletion_timestamp = Some(now());
-                            object.status.phase = NamespacePhase::Terminating;
-                            ops.push(put(entry, &object)?);
-                        }
-                    }
-                    // What runs with it, or is it, goes on; what starts and refers to it waits for it.
-                    Kind::ConfigMap | Kind::Secret | Kind::External => {
-                        ops.push(Op::delete(entry.key.clone(), Expect::Revision(entry.revision)));
-                    }
-                    // What it brought stays, as it is.
-                    Kind::Source => {
-                        ops.push(Op::delete(entry.key.clone(), Expect::Revision(entry.revision)));
-                        for chunk in self.store.list(&inventory::of_name(entry.key.name())).entries {
-                            ops.push(Op::delete(chunk.key, Expect::Any));
-                        }
-                    }
-                    Kind::Job => {
-                        let mut object: Job = read(entry)?;
-                        if mark_deleted(&mut object.metadata, grace) {
-                            ops.push(put(entry, &object)?);
-                        }
-                    }
-                    Kind::CronJob => {
-                        let mut object: CronJob = read(entry)?;
-                        if mark_deleted(&mut object.metadata, grace) {
-                            ops.push(put(entry, &object)?);
-                        }
-                    }
-                    Kind::Process | Kind::Instance | Kind::Event => {
-                        let mut object: Process = read(entry)?;
-                        if mark_deleted(&mut object.metadata, grace) {
-                            ops.push(put(entry, &object)?);
-                        }
-                    }
-                }
+                ops.extend(self.deletion(selection.kind, entry, grace)?);
             }
             if dry_run {
                 ops.clear();
@@ -177,6 +132,55 @@ impl Service {
             Ok((ops, deleted))
         })
         .await
+    }
+
+    /// What asks for the deletion of an object, with this grace period in seconds; nothing when it was asked for before.
+    pub(crate) fn deletion(&self, kind: Kind, entry: &Entry, grace: Option<u64>) -> Result<Vec<Op>, ApiError> {
+        let mut ops = Vec::new();
+        match kind {
+            Kind::Namespace => {
+                let mut object: Namespace = read(entry)?;
+                if object.metadata.name == "default" {
+                    return Err(ApiError::new(Reason::Forbidden, "the namespace \"default\" cannot be deleted")
+                        .hint("`ostler delete processes --all` deletes what is in it"));
+                }
+                if !object.metadata.is_deleting() {
+                    object.metadata.deletion_timestamp = Some(now());
+                    object.status.phase = NamespacePhase::Terminating;
+                    ops.push(put(entry, &object)?);
+                }
+            }
+            // What runs with it, or is it, goes on; what starts and refers to it waits for it.
+            Kind::ConfigMap | Kind::Secret | Kind::External => {
+                ops.push(Op::delete(entry.key.clone(), Expect::Revision(entry.revision)));
+            }
+            // What it brought stays, as it is.
+            Kind::Source => {
+                ops.push(Op::delete(entry.key.clone(), Expect::Revision(entry.revision)));
+                for chunk in self.store.list(&inventory::of_name(entry.key.name())).entries {
+                    ops.push(Op::delete(chunk.key, Expect::Any));
+                }
+            }
+            Kind::Job => {
+                let mut object: Job = read(entry)?;
+                if mark_deleted(&mut object.metadata, grace) {
+                    ops.push(put(entry, &object)?);
+                }
+            }
+            Kind::CronJob => {
+                let mut object: CronJob = read(entry)?;
+                if mark_deleted(&mut object.metadata, grace) {
+                    ops.push(put(entry, &object)?);
+                }
+            }
+            Kind::Process | Kind::Instance | Kind::Event => {
+                let mut object: Process = read(entry)?;
+                if mark_deleted(&mut object.metadata, grace) {
+                    ops.push(put(entry, &object)?);
+                }
+            }
+        }
+        Ok(ops)
     }
 
     /// Restarts, stops or starts whatever matches; `together`: processes are restarted all at once.

@@ -2,7 +2,7 @@
 
 use ostler_core::Metadata;
 use ostler_core::fields::{self, Conflict, FieldSet};
-use ostler_core::kinds::TRACEPARENT;
+use ostler_core::kinds::{SET, TRACEPARENT};
 use ostler_core::meta::ManagedFields;
 use serde_json::{Map, Value, json};
 
@@ -41,10 +41,13 @@ pub(crate) fn content(object: &Value) -> Value {
         .into_iter()
         .filter_map(|key| Some((key.to_owned(), object["metadata"].get(key)?.clone())))
         .collect();
-    // Which trace a change belongs to is ours to say.
-    if let Some(annotations) = kept.get_mut("annotations").and_then(Value::as_object_mut) {
-        annotations.remove(TRACEPARENT);
+    // Which trace a change belongs to, and which set an object, is ours to say.
+    for (map, key) in [("annotations", TRACEPARENT), ("labels", SET)] {
+        if let Some(map) = kept.get_mut(map).and_then(Value::as_object_mut) {
+            map.remove(key);
+        }
     }
+    kept.retain(|_, map| map.as_object().is_none_or(|map| !map.is_empty()));
     if !kept.is_empty() {
         content.insert("metadata".to_owned(), Value::Object(kept));
     }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use ostler_core::Kind;
+use ostler_core::kinds::SET;
 use ostler_store::Revision;
 use serde_json::Value;
 
@@ -53,6 +54,10 @@ impl Service {
                 [&object["apiVersion"], &object["kind"], &metadata["name"], &metadata["namespace"]].map(Value::clone)
             };
             let mut after = ownership::with_content(&live, &ownership::content(&live));
+            // An object leaves its set when the label is taken away.
+            if let Some(set) = live["metadata"]["labels"].get(SET) {
+                after["metadata"]["labels"][SET] = set.clone();
+            }
             match patch {
                 Patch::Merge(patch) => json_patch::merge(&mut after, patch),
                 Patch::Json(patch) => json_patch::patch(&mut after, patch)

@@ -11,7 +11,7 @@ use ostler_core::{Kind, Metadata, Span, Timestamp, validate};
 use ostler_gitops::{Cluster, Item, Outcome, PreviewFailed, Refused, Sources};
 use ostler_store::{Expect, Op, Revision};
 
-use crate::apply::{self, Applied};
+use crate::apply::{self, Applied, How};
 use crate::error::{ApiError, Cause, Reason};
 use crate::mutate::{put, read};
 use crate::ownership;
@@ -24,13 +24,14 @@ pub(crate) struct Gate(Service);
 impl Cluster for Gate {
     async fn apply(&self, objects: Vec<Bytes>, dry_run: bool, manager: &str) -> Result<Vec<Outcome>, Refused> {
         // What the directory says overrules what was set by hand: who wants otherwise says so in the Source.
-        let (applied, _) = self.0.apply(&objects, dry_run, manager, true).await.map_err(refused)?;
+        let how = How { manager, force: true, dry_run, set: None };
+        let (decided, _) = self.0.apply(&objects, how).await.map_err(refused)?;
         let outcome = |applied: Applied| Outcome {
             changed: applied.outcome != apply::Outcome::Unchanged,
             before: applied.before.map(|entry| entry.value),
             after: applied.after,
         };
-        Ok(applied.into_iter().map(outcome).collect())
+        Ok(decided.objects.into_iter().map(outcome).collect())
     }
 
     async fn delete(&self, item: &Item, still: &(dyn Fn(&[u8]) -> bool + Sync)) -> Result<bool, Refused> {
@@ -209,7 +210,8 @@ impl Service {
         let preview = self.sources()?.preview(name).await.map_err(|why| preview_failed(&why))?;
         let objects: Vec<Bytes> = preview.objects.iter().map(|object| object.json.clone()).collect();
         let manager = format!("source/{name}");
-        let (results, revision) = self.apply(&objects, true, &manager, true).await.map_err(|mut error| {
+        let how = How { manager: &manager, force: true, dry_run: true, set: None };
+        let (decided, revision) = self.apply(&objects, how).await.map_err(|mut error| {
             let place = |cause: &Cause| {
                 preview.objects.get(cause.object).map_or_else(
                     || cause.message.clone(),
@@ -223,7 +225,7 @@ impl Service {
             error
         })?;
         let refused = preview.refused.map(|broken| broken.message).unwrap_or_default();
-        Ok(Preview { results, revision, deletes: preview.delete, refused })
+        Ok(Preview { results: decided.objects, revision, deletes: preview.delete, refused })
     }
 }
 

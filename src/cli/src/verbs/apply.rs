@@ -26,10 +26,14 @@ All objects are written, or none when one of them is invalid. What is already as
 is not touched; use `ostler diff` to see what would happen to running processes, or -v to
 see what will.
 
+With --set, the objects belong to that set from then on; --prune deletes what the same set
+brought earlier and is not in the manifests any more, in one step with what is applied.
+
 Examples:
   ostler apply -f web.yaml
   ostler apply -f manifests -R --wait --timeout 30s
   generate | ostler apply -f - --dry-run
+  ostler apply -f manifests -R --set shop --prune
   ostler apply -f web.yaml --force-conflicts   # also what was scaled or edited by hand")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -43,7 +47,9 @@ pub(crate) struct Args {
     /// Name of who applies, for the ownership of fields
     #[arg(long, value_name = "NAME", default_value = MANAGER)]
     field_manager: String,
-    /// Wait until every applied process is ready, and every applied job complete
+    #[command(flatten)]
+    set: SetArgs,
+    /// Wait until every applied process is ready, every applied job complete, and everything pruned gone
     #[arg(long, conflicts_with = "dry_run")]
     wait: bool,
     /// How long to wait; 0: for ever
@@ -51,14 +57,31 @@ pub(crate) struct Args {
     timeout: Duration,
 }
 
+/// The set that objects are applied with.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct SetArgs {
+    /// The set that the objects belong to: kept in their label ostler.dev/set
+    #[arg(long, value_name = "NAME")]
+    set: Option<String>,
+    /// Delete what the set brought earlier and is not in the manifests
+    #[arg(long, requires = "set")]
+    prune: bool,
+    /// Prune more than half of the set
+    #[arg(long, requires = "prune")]
+    allow_prune: bool,
+}
+
 pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
     let documents = args.files.load(&ctx.settings)?;
     let mut client = Client::connect(&ctx.settings).await?;
-    let how = How { dry_run: args.dry_run, force_conflicts: args.force_conflicts, field_manager: args.field_manager };
+    let Args { dry_run, force_conflicts, field_manager, set, .. } = args;
+    let how = How { dry_run, force_conflicts, field_manager, set };
     let answer = send(&mut client, &documents, how).await?;
     report(ctx, &answer, args.dry_run)?;
     if args.wait {
+        let deadline = (!args.timeout.is_zero()).then(|| Instant::now() + args.timeout);
         wait_ready(ctx, &answer, args.timeout).await?;
+        super::delete::gone(ctx, &answer.pruned, deadline).await?;
     }
     Ok(Exit::Ok)
 }
@@ -71,12 +94,27 @@ pub(crate) struct How {
     pub(crate) dry_run: bool,
     pub(crate) force_conflicts: bool,
     pub(crate) field_manager: String,
+    pub(crate) set: SetArgs,
+}
+
+impl Default for How {
+    fn default() -> Self {
+        Self { dry_run: false, force_conflicts: false, field_manager: MANAGER.to_owned(), set: SetArgs::default() }
+    }
 }
 
 /// Applies documents; errors name their places in the files.
 pub(crate) async fn send(client: &mut Client, documents: &[Document], how: How) -> Result<v1::ApplyResponse, Error> {
-    let How { dry_run, force_conflicts, field_manager } = how;
-    let request = v1::ApplyRequest { objects: encode(documents), dry_run, force_conflicts, field_manager };
+    let How { dry_run, force_conflicts, field_manager, set: SetArgs { set, prune, allow_prune } } = how;
+    let request = v1::ApplyRequest {
+        objects: encode(documents),
+        dry_run,
+        force_conflicts,
+        field_manager,
+        set: set.unwrap_or_default(),
+        prune,
+        allow_prune,
+    };
     let mut api = client.api.clone();
     client.once(api.apply(request)).await.map_err(|error| locate(error, documents))
 }
@@ -99,7 +137,21 @@ pub(crate) fn report(ctx: &mut Ctx, answer: &v1::ApplyResponse, dry_run: bool) -
             }
         }
     }
+    for pruned in &answer.pruned {
+        writeln!(ctx.out, "{} pruned{suffix}", show(pruned))?;
+    }
     ctx.out.flush()?;
+    note_kept(ctx, answer)
+}
+
+/// What stays although it has left the set, and why a dry run would not be done.
+pub(crate) fn note_kept(ctx: &mut Ctx, answer: &v1::ApplyResponse) -> Result<(), Error> {
+    for kept in &answer.kept {
+        ctx.note(format_args!("{} has left the set and stays: something is in it that is not of the set", show(kept)))?;
+    }
+    if !answer.refused.is_empty() {
+        ctx.note(format_args!("This would be refused: {}; --allow-prune allows it", answer.refused))?;
+    }
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::kinds::Kind;
 use crate::output::json::yaml;
 use crate::output::table::Style;
-use crate::verbs::apply::{How, MANAGER};
+use crate::verbs::apply::{How, SetArgs, note_kept};
 
 /// Show what an apply, or a sync of a Source, would change and restart
 #[derive(Debug, clap::Args)]
@@ -24,6 +24,7 @@ Exit codes: 0 no difference, 1 there are differences, more than 1 failed.
 Examples:
   ostler diff -f web.yaml
   ostler diff -f manifests -R
+  ostler diff -f manifests -R --set shop --prune
   ostler diff --source apps")]
 pub(crate) struct Args {
     /// File or directory with manifests (.yaml, .yml, .json), or - for stdin; repeatable
@@ -33,11 +34,13 @@ pub(crate) struct Args {
     #[arg(short = 'R', long)]
     recursive: bool,
     /// What a sync of this Source would do
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["filename", "recursive"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["filename", "recursive", "set"])]
     source: Option<String>,
     /// As with `apply --force-conflicts`
     #[arg(long, conflicts_with = "source")]
     force_conflicts: bool,
+    #[command(flatten)]
+    set: SetArgs,
 }
 
 pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
@@ -46,10 +49,15 @@ pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
     }
     let documents = FileArgs::new(args.filename, args.recursive).load(&ctx.settings)?;
     let mut client = Client::connect(&ctx.settings).await?;
-    let how = How { dry_run: true, force_conflicts: args.force_conflicts, field_manager: MANAGER.to_owned() };
+    let how = How { dry_run: true, force_conflicts: args.force_conflicts, set: args.set, ..How::default() };
     let answer = super::apply::send(&mut client, &documents, how).await?;
     let differs = show_all(ctx, &answer.results)?;
-    Ok(if differs { Exit::Failure } else { Exit::Ok })
+    for pruned in &answer.pruned {
+        writeln!(ctx.out, "will prune {}", place(pruned))?;
+    }
+    ctx.out.flush()?;
+    note_kept(ctx, &answer)?;
+    Ok(if differs || !answer.pruned.is_empty() { Exit::Failure } else { Exit::Ok })
 }
 
 /// What a sync of a Source would change and delete.

@@ -188,7 +188,8 @@ type Pair = (String, Option<String>);
 
 /// The words that name objects, and what is to be set.
 fn split(words: &[String]) -> Result<(Vec<String>, Vec<Pair>), Error> {
-    let first = words.iter().position(|word| word.contains('=') || (word.ends_with('-') && !word.contains('/')));
+    // The name of an object never ends with a dash.
+    let first = words.iter().position(|word| word.contains('=') || word.ends_with('-'));
     let Some(first) = first.filter(|first| *first > 0) else {
         return Err(Error::usage(
             "what should be set, and on what?",
@@ -268,6 +269,8 @@ mod tests {
         assert_eq!(objects, ["process/web"]);
         let pair = |key: &str, value: Option<&str>| (key.to_owned(), value.map(str::to_owned));
         assert_eq!(pairs, [pair("a", Some("b")), pair("c", None), pair("d", Some("e=f"))]);
+        let (objects, pairs) = split(&words("process/web example.org/c-")).unwrap();
+        assert_eq!((objects, pairs), (vec!["process/web".to_owned()], vec![pair("example.org/c", None)]));
         let (objects, _) = split(&words("process web db a=b")).unwrap();
         assert_eq!(objects, ["process", "web", "db"]);
         for text in ["process/web", "a=b", "process/web a=b junk"] {

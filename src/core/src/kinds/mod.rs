@@ -45,7 +45,7 @@ pub use process::{
 };
 pub use resources::{Enforcement, LimitKind, Limits, Resources};
 pub use source::{
-    ALLOW_PRUNE, DeletionLimit, HealthState, SOURCE, SYNC_REQUESTED_AT, Share, Source, SourceRevision, SourceSpec,
+    ALLOW_PRUNE, DeletionLimit, HealthState, SET, SOURCE, SYNC_REQUESTED_AT, Share, Source, SourceRevision, SourceSpec,
     SourceStatus, SyncState, WATCHED, WAVE,
 };
 pub use update::{Amount, CHANGE_CAUSE, PAUSED_AT, PastRevision, Percent, Rollout, Strategy, Update};

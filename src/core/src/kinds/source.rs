@@ -10,6 +10,9 @@ use crate::time::{Span, Timestamp};
 
 /// Annotation on what a Source brought: the name of the Source.
 pub const SOURCE: &str = "ostler.dev/source";
+/// Label on what `ostler apply --set NAME` brought: the name of the set. Kept by Ostler: what a manifest says of it counts
+/// for nothing.
+pub const SET: &str = "ostler.dev/set";
 /// Annotation in manifests of a Source: a whole number; lower waves are applied, and ready, before higher ones.
 pub const WAVE: &str = "ostler.dev/wave";
 /// Annotation on a Source: a sync was asked for at this time. Behind the time, `allow-prune` and the hash of a revision

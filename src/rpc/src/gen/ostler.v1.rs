@@ -53,6 +53,15 @@ pub struct ApplyRequest {
     /// set it as causes.
     #[prost(bool, tag = "4")]
     pub force_conflicts: bool,
+    /// The set that the objects belong to from now on; empty: they stay in the set that they are in.
+    #[prost(string, tag = "5")]
+    pub set: ::prost::alloc::string::String,
+    /// Delete what was applied with this set before and is not among the objects; in the same transaction.
+    #[prost(bool, tag = "6")]
+    pub prune: bool,
+    /// Prune more than half of the set, too.
+    #[prost(bool, tag = "7")]
+    pub allow_prune: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PatchRequest {
@@ -133,6 +142,15 @@ pub struct ApplyResponse {
     /// The store's revision after the change.
     #[prost(uint64, tag = "2")]
     pub revision: u64,
+    /// Deleted because they left the set, in this order.
+    #[prost(message, repeated, tag = "3")]
+    pub pruned: ::prost::alloc::vec::Vec<Reference>,
+    /// They left the set, and stay: namespaces with something in them that is not of the set.
+    #[prost(message, repeated, tag = "4")]
+    pub kept: ::prost::alloc::vec::Vec<Reference>,
+    /// Of a dry run: why it would not be done, although each object is all right; empty: it would.
+    #[prost(string, tag = "5")]
+    pub refused: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Applied {

@@ -107,7 +107,7 @@ pub(super) async fn make(ctx: &Ctx, kind: Kind, object: &Value) -> Result<v1::Ap
         }
     }
     let objects = vec![Bytes::from(object.to_string())];
-    let request = v1::ApplyRequest { objects, dry_run: false, field_manager: MANAGER.into(), force_conflicts: false };
+    let request = v1::ApplyRequest { objects, field_manager: MANAGER.into(), ..v1::ApplyRequest::default() };
     client.once(api.apply(request)).await
 }
 

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::exit::Exit;
 use crate::kinds::Kind;
 use crate::tail::{Lines, Piece, Tail, prefix, spawn};
-use crate::verbs::apply::{How, MANAGER};
+use crate::verbs::apply::How;
 use crate::views;
 use crate::watch::{Change, Watcher};
 
@@ -116,12 +116,7 @@ async fn apply(
         return Ok(processes);
     }
     let mut client = Client::connect(&ctx.settings).await?;
-    let answer = super::apply::send(
-        &mut client,
-        documents,
-        How { dry_run: false, force_conflicts: true, field_manager: MANAGER.to_owned() },
-    )
-    .await?;
+    let answer = super::apply::send(&mut client, documents, How { force_conflicts: true, ..How::default() }).await?;
     super::apply::report(ctx, &answer, false)?;
     for object in answer.results.into_iter().filter_map(|applied| applied.object) {
         if object.kind == Kind::Process.name() {
