@@ -27,6 +27,7 @@ pub mod wire;
 
 pub use error::Error;
 pub use lock::{LockError, lock};
+pub use sys::release_memory;
 
 /// The exit code of a controller that cannot begin, and for which another try soon is of no use (a damaged store): when
 /// it is the first one of a daemon, the keeper ends, too.

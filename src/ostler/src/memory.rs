@@ -19,7 +19,7 @@ pub(crate) fn settle() {
     }
 }
 
-/// Gives free memory back once the store has been quiet after changes.
+/// Gives free memory and unused code back once the store has been quiet after changes.
 pub(crate) async fn tidy(store: Arc<dyn Store>) {
     let mut seen = store.revision();
     let mut tidied = 0;
@@ -28,16 +28,8 @@ pub(crate) async fn tidy(store: Arc<dyn Store>) {
         let revision = store.revision();
         if revision == seen && revision != tidied {
             tidied = revision;
-            trim();
+            ostler_keeper::release_memory();
         }
         seen = revision;
-    }
-}
-
-fn trim() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim may be called at any time by any thread.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }

@@ -23,7 +23,7 @@ pub const DEFAULT_HISTORY: usize = 2048;
 
 /// How many bytes of overwritten values the history holds at most, whatever the number of events: memory is for what is
 /// true now.
-pub const MAX_HISTORY_BYTES: usize = 1 << 20;
+pub const MAX_HISTORY_BYTES: usize = 256 << 10;
 /// The history is never cut below so many events for the sake of bytes.
 const MIN_HISTORY: usize = 64;
 
@@ -61,14 +61,18 @@ impl State {
 
     fn remember(&mut self, event: Event) {
         self.overwritten += prior_bytes(&event);
-        self.ring.push_back(event);
-        while self.ring.len() > self.capacity || (self.overwritten > MAX_HISTORY_BYTES && self.ring.len() > MIN_HISTORY)
+        // Room first: a ring that goes over its capacity for a moment doubles.
+        while self.ring.len() >= self.capacity
+            || (self.overwritten > MAX_HISTORY_BYTES && self.ring.len() >= MIN_HISTORY)
         {
             if let Some(dropped) = self.ring.pop_front() {
                 self.overwritten -= prior_bytes(&dropped);
                 self.floor = dropped.revision;
+            } else {
+                break;
             }
         }
+        self.ring.push_back(event);
     }
 }
 

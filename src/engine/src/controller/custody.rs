@@ -160,7 +160,11 @@ impl<D: Driver> Controller<D> {
         }
         match observed.attempts.binary_search_by_key(&attempt.number, |held| held.number) {
             Ok(index) => observed.attempts[index] = attempt,
-            Err(index) => observed.attempts.insert(index, attempt),
+            Err(index) => {
+                // Nearly always the only one; a vector that grows by itself has room for four.
+                observed.attempts.reserve_exact(1);
+                observed.attempts.insert(index, attempt);
+            }
         }
         self.queue.add(Request::Instance(id.clone()));
         debug!(instance = %id, owner = entry.object.spec.owner(), "custody changed");

@@ -97,14 +97,14 @@ pub(crate) struct Crossing {
 
 #[derive(Debug, Default)]
 struct Board {
-    samples: Mutex<HashMap<Id, Sample>>,
+    samples: Mutex<HashMap<Id, Box<Sample>>>,
     taken: AtomicU64,
     spent: AtomicU64,
     scans: AtomicU64,
 }
 
 impl Board {
-    fn samples(&self) -> std::sync::MutexGuard<'_, HashMap<Id, Sample>> {
+    fn samples(&self) -> std::sync::MutexGuard<'_, HashMap<Id, Box<Sample>>> {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -167,7 +167,7 @@ impl Sampler {
 
     /// The latest of an instance; none while it does not run, and before its first sample.
     pub fn get(&self, id: &str) -> Option<Sample> {
-        self.board.samples().get(id).cloned()
+        self.board.samples().get(id).map(|sample| (**sample).clone())
     }
 
     /// Shows what every instance that runs used, by its latest sample. Keep it short: sampling waits meanwhile.
@@ -256,7 +256,8 @@ struct Worker {
     budget: Budget,
     /// Between two slots.
     pause: Duration,
-    tracked: HashMap<Id, Tracked>,
+    /// Boxed: a table has room for up to twice as many as there are.
+    tracked: HashMap<Id, Box<Tracked>>,
     slots: Vec<Vec<Id>>,
     buffer: Vec<u8>,
     pids: Vec<i32>,
@@ -328,8 +329,8 @@ impl Worker {
         match message {
             Message::Track(id, target) => self.track(id, target),
             Message::Untrack(id, leader) => {
-                let is_meant = |tracked: &Tracked| leader.is_none_or(|pid| pid == tracked.target.pid);
-                if self.tracked.get(&id).is_some_and(is_meant) {
+                let held = self.tracked.get(&id).map(|tracked| tracked.target.pid);
+                if held.is_some_and(|held| leader.is_none_or(|pid| pid == held)) {
                     self.untrack(&id);
                 }
             }
@@ -356,7 +357,7 @@ impl Worker {
             }
             self.untrack(&id);
         }
-        let mut tracked = Tracked {
+        let mut tracked = Box::new(Tracked {
             target,
             slot: 0,
             step: 0,
@@ -368,7 +369,7 @@ impl Worker {
             cpu_time: 0,
             gone: 0,
             watched: None,
-        };
+        });
         self.give_slots(&id, &mut tracked, SLOTS);
         self.tracked.insert(id, tracked);
     }
@@ -503,7 +504,7 @@ impl Worker {
         let mut samples = self.board.samples();
         let sample = samples.entry(Arc::clone(id)).or_default();
         if sample.pid != tracked.target.pid {
-            *sample = Sample { pid: tracked.target.pid, ..Sample::default() };
+            **sample = Sample { pid: tracked.target.pid, ..Sample::default() };
         }
         if !thorough {
             usage.open_files = sample.usage.open_files;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::attempt::{Attempt, Instance, Tree};
 use super::chores::Chore;
-use super::{Keeper, TERMINATE_PATIENCE};
+use super::{Keeper, RELEASE, TERMINATE_PATIENCE};
 use crate::fail;
 use crate::sys;
 use crate::wire::command::Kind;
@@ -49,6 +49,7 @@ impl Keeper {
                 self.commands.shrink_to(COMMANDS_AT_ONCE);
                 return;
             };
+            self.release_at.get_or_insert_with(|| Instant::now() + RELEASE);
             match command.kind {
                 Some(Kind::Hello(hello)) => self.on_hello(&hello),
                 Some(Kind::Spawn(spawn)) => {

@@ -48,6 +48,9 @@ const TERMINATE_PATIENCE: Duration = Duration::from_secs(15);
 /// How long before what failed for want of disk space is tried again.
 const JOURNAL_RETRY: Duration = Duration::from_millis(250);
 
+/// How long after a command the memory for it may be needed again soon.
+const RELEASE: Duration = Duration::from_secs(3);
+
 /// What an epoll event is about: the kind in the upper byte, then the generation and the number of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
@@ -139,6 +142,8 @@ pub(crate) struct Keeper {
     awaits_handoff: bool,
     preflight: Option<Preflight>,
     terminate_by: Option<Instant>,
+    /// When the memory that was needed for commands is given back.
+    release_at: Option<Instant>,
     terminations: u32,
     ending: Option<i32>,
 }
@@ -199,6 +204,7 @@ impl Keeper {
             awaits_handoff: false,
             preflight: None,
             terminate_by: None,
+            release_at: Some(Instant::now() + RELEASE),
             terminations: 0,
             ending: None,
         };
@@ -269,6 +275,7 @@ impl Keeper {
         let deadline = [
             self.journal_retry,
             self.terminate_by,
+            self.release_at,
             self.peer.deadline(),
             self.preflight.as_ref().map(|preflight| preflight.give_up_at),
         ]
@@ -287,6 +294,7 @@ impl Keeper {
             && self.watched.is_empty()
             && self.journal_retry.is_none()
             && self.terminate_by.is_none()
+            && self.release_at.is_none()
             && self.preflight.is_none()
             && self.peer.deadline().is_none()
             && !self.journal.is_waiting()
@@ -309,6 +317,10 @@ impl Keeper {
         if self.terminate_by.is_some_and(|by| now >= by) {
             sys::say(&format_args!("the controller did not answer in time; ending without it, the workloads go on"));
             self.ending = Some(0);
+        }
+        if self.release_at.is_some_and(|at| now >= at) {
+            self.release_at = None;
+            sys::release_memory();
         }
         self.check_preflight(now);
         self.check_controller(now);

@@ -2,6 +2,9 @@
 #![allow(unsafe_code, reason = "this is where the system calls are made")]
 
 pub(crate) mod launch;
+mod memory;
+
+pub use memory::release_memory;
 
 use std::fs::File;
 use std::io;
