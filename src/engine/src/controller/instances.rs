@@ -281,7 +281,9 @@ impl<D: Driver> Controller<D> {
                 if let Some(entry) = self.world.processes.get_mut(&id) {
                     entry.writing = false;
                 }
-                self.queue.add(Request::Process(id));
+                // Else the status of many would be counted and written again as fast as the disk takes it.
+                let soonest = self.now() + coalesce(self.world.count_of(&id));
+                self.queue.add_at(Request::Process(id), soonest);
             }
             (Ticket::Job(id), result) => {
                 super::jobs::settle(&mut self.world.jobs, &self.store, Kind::Job, &id, result.is_ok());

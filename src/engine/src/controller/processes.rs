@@ -49,7 +49,9 @@ impl<D: Driver> Controller<D> {
             .map(|instance| id(&instance.object.metadata.namespace, &instance.object.metadata.name))
             .collect();
         if let Some(at) = plan.wake_at {
-            self.queue.add_at(Request::Process(process_id.clone()), at);
+            // A thousand instances become available at a thousand moments.
+            let soonest = now + super::coalesce(self.world.count_of(process_id));
+            self.queue.add_at(Request::Process(process_id.clone()), at.max(soonest));
         }
         let ports = !object.spec.ports.is_empty();
         self.create(Kind::Process, &object.metadata, ports, plan.create, now);
