@@ -100,30 +100,36 @@ fn measure(args: &Args, ostler: &Path, results: &Path) -> anyhow::Result<()> {
         directory: directory.0.clone(),
     };
     let mut machine = machine(&bench)?;
-    let (mut measured, mut failed) = (Vec::new(), Vec::new());
+    let (mut measured, mut failed): (Vec<report::Figure>, Vec<_>) = (Vec::new(), Vec::new());
+    let path = results.join(format!("{started}.json"));
     for Measurement { name, what, run } in ALL {
         if !args.only.is_empty() && !args.only.iter().any(|only| only == name) {
             continue;
         }
         eprintln!("{name}: {what}");
         match run(&bench) {
-            Ok(figures) => measured.extend(figures),
+            Ok(figures) => {
+                for figure in &figures {
+                    eprintln!("  {figure}");
+                }
+                measured.extend(figures);
+            }
             Err(error) => {
                 eprintln!("{name}: not measured: {error:#}");
                 failed.push(name);
             }
         }
+        machine["loadAverageAfter"] = load();
+        // Each time: a run takes a quarter of an hour, and what it has measured is kept when it is ended before.
+        let figures: Vec<Value> = measured.iter().map(report::Figure::json).collect();
+        let document = json!({"at": started, "machine": machine, "figures": figures, "notMeasured": failed});
+        fs::write(&path, serde_json::to_string_pretty(&document)?)?;
     }
-    machine["loadAverageAfter"] = load();
     for (name, value) in machine.as_object().into_iter().flatten() {
         println!("{name}: {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned));
     }
     println!();
     report::table(&mut std::io::stdout(), &measured)?;
-    let figures: Vec<Value> = measured.iter().map(report::Figure::json).collect();
-    let path = results.join(format!("{started}.json"));
-    let document = json!({"at": started, "machine": machine, "figures": figures, "notMeasured": failed});
-    fs::write(&path, serde_json::to_string_pretty(&document)?)?;
     println!("\nwritten to {}", path.display());
     ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
     Ok(())

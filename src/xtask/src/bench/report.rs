@@ -1,5 +1,6 @@
 //! What was measured: statistics, the table and the JSON.
 
+use std::fmt;
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
@@ -91,6 +92,20 @@ impl Figure {
             "name": self.name, "what": self.what, "unit": self.unit, "target": target, "value": self.value,
             "samples": self.samples, "verdict": self.verdict(), "note": self.note,
         })
+    }
+}
+
+/// As one line, for who waits.
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} {}", self.what, number(self.value), self.unit)?;
+        if self.target != Target::None {
+            write!(f, " ({}: {})", self.target(), self.verdict())?;
+        }
+        if !self.note.is_empty() {
+            write!(f, "; {}", self.note)?;
+        }
+        Ok(())
     }
 }
 
