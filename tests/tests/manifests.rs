@@ -79,6 +79,7 @@ fn every_example_has_a_test_and_is_valid() {
             "rolling.yaml",
             "source",
             "thresholds.yaml",
+            "watch.yaml",
             "web.yaml",
             "worker.yaml"
         ]
@@ -138,6 +139,24 @@ fn files_are_read_anew_on_the_signal() {
     daemon.apply(&changed);
     greets("Ahoy");
     assert_eq!(daemon.running("clerk-0"), before);
+}
+
+#[test]
+fn watch_starts_the_motto_anew_and_its_echo_follows() {
+    let directory = Path::new("/tmp/ostler-watch");
+    let _ = fs::remove_dir_all(directory);
+    let daemon = Daemon::start();
+    example(&daemon, "watch.yaml");
+    wait_until("both to be ready and watched", || {
+        let watched = daemon.get("process", "motto")["status"]["watch"].is_object();
+        (watched && daemon.instance("motto-0").ready() && daemon.instance("echo-0").ready()).then_some(())
+    });
+    let echo = daemon.running("echo-0");
+    fs::create_dir(directory).unwrap();
+    fs::write(directory.join("motto.txt"), "Be kind\n").unwrap();
+    wait_until("the motto", || daemon.cli(&["logs", "motto-0"]).stdout.contains("Be kind").then_some(()));
+    wait_until("its echo", || (daemon.instance("echo-0").restarts() == 1 && !proc::lives(echo)).then_some(()));
+    let _ = fs::remove_dir_all(directory);
 }
 
 #[test]

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use crate::config;
+use crate::globs::Globs;
 use crate::kinds::{
-    ConfigMap, CronJob, Dependency, DependencyCondition, EndCause, EnvVar, External, Job, JobSpec, Kind, OnFileChange,
-    Port, PortNumber, Process, ProcessSpec, Restart, RestartPolicy, RetryBackoff, Secret, Source, Strategy,
+    ConfigMap, CronJob, Dependency, DependencyCondition, EndCause, EnvVar, External, FileWatch, Job, JobSpec, Kind,
+    OnFileChange, Port, PortNumber, Process, ProcessSpec, Restart, RestartPolicy, RetryBackoff, Secret, Source,
+    Strategy, WatchAction,
 };
 use crate::meta::Metadata;
 use crate::plan::external::Matcher;
@@ -485,6 +487,9 @@ fn references(spec: &ProcessSpec, found: &mut Findings) {
         }
     }
     files(spec, found);
+    if let Some(watch) = &spec.watch {
+        self::watch(watch, found);
+    }
     let hidden = config::secret_variables(spec);
     let fallback = spec.fallback.iter().flat_map(|fallback| &fallback.command);
     let words = spec
@@ -539,6 +544,36 @@ fn files(spec: &ProcessSpec, found: &mut Findings) {
                 found.add(format!("{field}.signal"), "is for onChange: Signal");
             }
         }
+    }
+}
+
+fn watch(watch: &FileWatch, found: &mut Findings) {
+    if watch.paths.is_empty() {
+        found.add("spec.watch.paths", "a file or directory is needed, such as paths: [\"src\"]");
+    }
+    for (index, path) in watch.paths.iter().enumerate() {
+        if path.is_empty() || path.contains('\0') {
+            found.add(format!("spec.watch.paths[{index}]"), "a path is needed, such as src or /etc/app.conf");
+        }
+    }
+    for (field, patterns) in [("include", &watch.include), ("exclude", &watch.exclude)] {
+        for (index, pattern) in patterns.iter().enumerate() {
+            if let Err(why) = Globs::new(&[], std::slice::from_ref(pattern)) {
+                found.add(format!("spec.watch.{field}[{index}]"), why.to_string());
+            }
+        }
+    }
+    if !(Span::from_millis(10)..=Span::from_secs(3600)).contains(&watch.debounce) {
+        found.add("spec.watch.debounce", "from 10ms to 1h");
+    }
+    if let Some(signal) = &watch.signal {
+        found.check("spec.watch.signal", signal::parse(signal).map(drop));
+        if watch.action != WatchAction::Signal {
+            found.add("spec.watch.signal", "is for action: Signal");
+        }
+    }
+    if watch.cascade && watch.action != WatchAction::Restart {
+        found.add("spec.watch.cascade", "is for action: Restart");
     }
 }
 
@@ -615,6 +650,24 @@ mod tests {
         assert_eq!(with(json!([signal])), ["spec.files[0].signal"]);
         signal["onChange"] = json!("Signal");
         assert!(with(json!([signal])).is_empty());
+    }
+
+    #[test]
+    fn what_is_watched_has_paths_patterns_and_one_way_to_be_told() {
+        let with = |watch: serde_json::Value| fields(&json!({"command": ["x"], "watch": watch}));
+        assert!(with(json!({"paths": ["src", "/etc/app"], "include": ["*.py"], "exclude": ["a/**"]})).is_empty());
+        assert!(with(json!({"paths": ["src"], "action": "Signal", "signal": "USR1"})).is_empty());
+        for (watch, field) in [
+            (json!({"paths": []}), "paths"),
+            (json!({"paths": ["a", ""]}), "paths[1]"),
+            (json!({"paths": ["a"], "include": ["a["]}), "include[0]"),
+            (json!({"paths": ["a"], "exclude": ["/a"]}), "exclude[0]"),
+            (json!({"paths": ["a"], "debounce": "1ms"}), "debounce"),
+            (json!({"paths": ["a"], "signal": "SIGHUP"}), "signal"),
+            (json!({"paths": ["a"], "action": "Signal", "cascade": true}), "cascade"),
+        ] {
+            assert_eq!(with(watch), [format!("spec.watch.{field}")]);
+        }
     }
 
     #[test]

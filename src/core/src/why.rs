@@ -120,6 +120,12 @@ pub fn instance(facts: &Facts<'_>) -> Chain {
     if status.is_live() && !status.revision.is_empty() && status.revision != spec.revision {
         teller.say(Step::Spec, format!("what runs was started from revision {}", short(&status.revision)));
     }
+    if let Some((at, story)) = process.and_then(crate::plan::watch::cause)
+        && spec.restarted_at == Some(at)
+    {
+        let word = if status.restarted_at == Some(at) { "restarted" } else { "to be restarted" };
+        teller.say(Step::Spec, format!("{word} {}: {story}", teller.ago(at)));
+    }
     let present = present(instance, &teller);
     teller.say(Step::Now, present);
     if let Some(exit) = &status.last_exit {
@@ -182,8 +188,14 @@ pub fn process(process: &Process, instances: &[Instance], now: Timestamp) -> Cha
         teller.say(Step::Next, format!("nothing, until `ostler start process/{}`", metadata.name));
     } else if let Some(at) = by_hand(RESTARTED_AT)
         && instances.iter().any(|instance| instance.status.restarted_at < Some(at))
+        && crate::plan::watch::cause(process).is_none()
     {
         teller.say(Step::Policy, format!("restarted by hand {}, one instance at a time", teller.ago(at)));
+    }
+    if let Some((at, story)) = crate::plan::watch::cause(process)
+        && !metadata.is_deleting()
+    {
+        teller.say(Step::Policy, format!("restarted {}: {story}", teller.ago(at)));
     }
     Chain { object: format!("process/{}", metadata.name), summary, links: teller.links }
 }

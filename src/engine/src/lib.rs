@@ -9,6 +9,7 @@ mod controller;
 pub mod driver;
 pub mod external;
 mod files;
+pub mod filewatch;
 mod ports;
 mod queue;
 mod spawn;

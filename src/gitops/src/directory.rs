@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ostler_core::Kind;
 use ostler_core::kinds::{DeletionLimit, SOURCE, SourceRevision, WAVE};
 use ostler_manifest::{Document, Gathered, Input};
+use ostler_watch::{Concern, DirectoryWatcher};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
@@ -23,7 +24,6 @@ use crate::git::{self, Repository};
 use crate::inventory::Item;
 use crate::plan::TooMany;
 use crate::scan::{self, Listing, ScanError};
-use crate::watch::DirectoryWatcher;
 
 /// Without a hint for so long, whoever writes is taken to have finished.
 const QUIET: Duration = Duration::from_millis(100);
@@ -58,6 +58,17 @@ impl Broken {
             "{why} (maxDeletions: {limit}); nothing was changed. If that is what you want: ostler sync --allow-prune"
         );
         Self { reason: "TooManyDeletions", message }
+    }
+}
+
+/// What a name in the directory of a Source means. Processes write into the directory of their manifest, too.
+fn concern(path: &Path) -> Concern {
+    if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
+        Concern::Nothing
+    } else if scan::is_manifest(path) {
+        Concern::Everything
+    } else {
+        Concern::Directories
     }
 }
 
@@ -118,7 +129,7 @@ pub(crate) enum Look {
 
 impl Directory {
     pub(crate) fn new(root: PathBuf, wake: Arc<Notify>) -> Self {
-        let watcher = DirectoryWatcher::new(wake);
+        let watcher = DirectoryWatcher::new(wake, concern);
         Self {
             root,
             watcher,

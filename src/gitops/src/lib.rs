@@ -13,7 +13,6 @@ mod sources;
 mod status;
 mod syncer;
 mod tracker;
-mod watch;
 
 pub use directory::{Broken, Rendered};
 pub use inventory::Item;

@@ -3,14 +3,12 @@
 //! The same files as `ostler apply -R` takes: `.yaml`, `.yml` and `.json`, nothing hidden, no directories behind symbolic
 //! links. Only names and inodes are read here.
 
-use std::collections::BTreeSet;
-use std::ffi::OsString;
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Component, Path, PathBuf};
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
 
+use ostler_watch::{Anchors, DirectoryId, anchors};
 use sha2::{Digest as _, Sha256};
 
 /// How deep directories may be nested.
@@ -46,21 +44,6 @@ impl ScanError {
     }
 }
 
-/// From what it shows that a directory is not the one that was there before under its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DirectoryId {
-    device: u64,
-    inode: u64,
-    /// Inode numbers are given out again, so the time of birth counts too where the file system tells it.
-    born: Option<SystemTime>,
-}
-
-impl DirectoryId {
-    pub(crate) fn of(metadata: &Metadata) -> Self {
-        Self { device: metadata.dev(), inode: metadata.ino(), born: metadata.created().ok() }
-    }
-}
-
 /// What a look at a directory showed.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
@@ -74,11 +57,11 @@ pub(crate) struct Listing {
     pub(crate) directories: Vec<(PathBuf, DirectoryId)>,
     /// What lies elsewhere and decides what the manifests are: names of symbolic links and of what they point to, with
     /// the directories they are in.
-    pub(crate) anchors: BTreeSet<(PathBuf, OsString)>,
+    pub(crate) anchors: Anchors,
 }
 
 /// Lists the manifests below `root`.
-pub(crate) fn list(root: &Path) -> Result<Listing, (ScanError, BTreeSet<(PathBuf, OsString)>)> {
+pub(crate) fn list(root: &Path) -> Result<Listing, (ScanError, Anchors)> {
     let mut listing = Listing { anchors: anchors(root), ..Listing::default() };
     let mut hash = Sha256::new();
     match walk(root, Path::new(""), 0, &mut listing, &mut hash) {
@@ -157,57 +140,6 @@ pub(crate) fn is_manifest(path: &Path) -> bool {
     path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
 }
 
-/// Every name that decides what `path` is: those of the symbolic links on the way, and its own at the end, each with the
-/// directory it is in. A change behind a link is not seen through the link, nor the change of the link itself.
-pub(crate) fn anchors(path: &Path) -> BTreeSet<(PathBuf, OsString)> {
-    let mut found = BTreeSet::new();
-    let mut pending: Vec<OsString> = components(path);
-    let mut at = PathBuf::from("/");
-    // As many as the kernel follows.
-    let mut links = 40;
-    while let Some(name) = pending.pop() {
-        if name == ".." {
-            at.pop();
-            continue;
-        }
-        let next = at.join(&name);
-        match fs::read_link(&next) {
-            Ok(target) if links > 0 => {
-                links -= 1;
-                found.insert((at.clone(), name));
-                if target.is_absolute() {
-                    at = PathBuf::from("/");
-                }
-                pending.extend(components(&target));
-            }
-            _ if pending.is_empty() || !next.exists() => {
-                // The end, or what is missing on the way to it.
-                found.insert((at.clone(), name));
-                if !next.exists() {
-                    break;
-                }
-                at = next;
-            }
-            _ => at = next,
-        }
-    }
-    found
-}
-
-/// The names in a path, the first one last.
-fn components(path: &Path) -> Vec<OsString> {
-    let mut names: Vec<OsString> = path
-        .components()
-        .filter_map(|component| match component {
-            Component::Normal(name) => Some(name.to_owned()),
-            Component::ParentDir => Some("..".into()),
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-        })
-        .collect();
-    names.reverse();
-    names
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
@@ -265,27 +197,5 @@ mod tests {
         assert!(matches!(list(&root.join("file")), Err((ScanError::NotADirectory(_), _))));
         symlink(root.join("nowhere"), root.join("a.yaml")).unwrap();
         assert!(matches!(list(root), Err((ScanError::Missing(_), _))));
-    }
-
-    #[test]
-    fn every_link_on_the_way_is_an_anchor() {
-        let directory = tempfile::tempdir().unwrap();
-        let root = directory.path().canonicalize().unwrap();
-        fs::create_dir_all(root.join("releases/1")).unwrap();
-        fs::write(root.join("releases/1/web.yaml"), "x").unwrap();
-        symlink("releases/1", root.join("current")).unwrap();
-        symlink("current/web.yaml", root.join("web.yaml")).unwrap();
-        let names = |path: &str| -> Vec<String> {
-            anchors(&root.join(path))
-                .into_iter()
-                .map(|(directory, name)| {
-                    let directory = directory.strip_prefix(&root).unwrap().join(name);
-                    directory.display().to_string()
-                })
-                .collect()
-        };
-        assert_eq!(names("current"), ["current", "releases/1"]);
-        assert_eq!(names("web.yaml"), ["current", "web.yaml", "releases/1/web.yaml"]);
-        assert_eq!(names("missing/below"), ["missing"]);
     }
 }

@@ -161,6 +161,26 @@ fn an_import_that_loses_nothing_has_hints_only() {
 }
 
 #[test]
+fn pm2_watches_what_it_is_told_and_not_what_it_never_does() {
+    let watch = |more: &str| {
+        let text = format!(r#"{{"apps": [{{"name": "w", "script": "x.js", {more}}}]}}"#);
+        let imported = import("ecosystem.json", &text, Some(Format::Pm2)).unwrap();
+        let lost = imported.notes.iter().filter(|note| note.effect == Effect::Lost).count();
+        (imported.objects[0]["spec"]["watch"].clone(), lost)
+    };
+    let everything = serde_json::json!({"paths": ["."], "exclude": [".*", "node_modules"]});
+    assert_eq!(watch(r#""watch": true"#), (everything, 0));
+    assert_eq!(watch(r#""watch": false, "ignore_watch": ["x"]"#), (serde_json::Value::Null, 0));
+    let (found, lost) = watch(
+        r#""watch": ["server", "conf/*.json"], "ignore_watch": ["./logs", "[\\/\\\\]\\./"], "watch_delay": 1000"#,
+    );
+    let wanted = serde_json::json!({
+        "paths": ["."], "include": ["conf/*.json", "server/**"], "exclude": ["logs"], "debounce": "1s",
+    });
+    assert_eq!((found, lost), (wanted, 1));
+}
+
+#[test]
 fn what_cannot_be_read_says_what_to_do() {
     let error = import("ecosystem.config.js", "module.exports = {}", None).unwrap_err();
     assert_eq!(error, Error::JavaScript);

@@ -180,6 +180,7 @@ async fn operate(
             }
         }
     });
+    tokio::spawn(ostler_engine::filewatch::run(Arc::clone(&store), handle.clone(), shared.state_dir.clone()));
     let service = Service::new(store, handle, daemon).await?;
     let watched: Vec<PathBuf> = live.running().watch.into_iter().map(PathBuf::from).collect();
     service.start_sources(&watched).await.map_err(|why| Failed::Sources { message: why.message, hint: why.hint })?;

@@ -111,13 +111,14 @@ pub struct JobTemplate(ProcessSpec);
 
 /// Fields of a Process that say how long and how often it runs, or under which address; a Job says that itself, or has
 /// no use for it.
-const FOREIGN: [(&str, &str); 7] = [
+const FOREIGN: [(&str, &str); 8] = [
     ("replicas", "spec.completions and spec.parallelism of the Job say how often the command runs"),
     ("restartPolicy", "a run that fails is followed by another one, as often as spec.backoffLimit of the Job allows"),
     ("backoff", "spec.backoff of the Job says how long a retry waits"),
     ("circuitBreaker", "spec.backoffLimit of the Job says when it is given up"),
     ("restart", "spec.backoff and spec.backoffLimit of the Job say what follows a failure"),
     ("fallback", "a Job that fails is over; its conditions say why"),
+    ("watch", "a run of a Job finds the files as they are, and ends by itself"),
     ("ports", "runs of a Job have no ports of their own"),
 ];
 

@@ -15,6 +15,7 @@ mod restart;
 mod source;
 mod thresholds;
 mod update;
+mod watch;
 
 use std::fmt;
 
@@ -49,6 +50,7 @@ pub use source::{
     SourceStatus, SyncState, WATCHED, WAVE,
 };
 pub use update::{Amount, CHANGE_CAUSE, PAUSED_AT, PastRevision, Percent, Rollout, Strategy, Update};
+pub use watch::{FILES_WATCHED, FileWatch, RESTART_CASCADE, RESTART_CAUSE, WatchAction, WatchStatus};
 
 pub use thresholds::{
     Adjusted, BytesThreshold, CountThreshold, CpuThreshold, Exceeded, Level, Measure, ResourcesStatus, Threshold,

@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Check, Condition, ConfigFile, Dependency, EnvFile, EnvFromSource, EnvVarSource, Fallback, Limits, NotifyProbe,
-    PastRevision, Probe, ProbeKind, Resources, ResourcesStatus, Restart, Rollout, Thresholds, Update,
+    Check, Condition, ConfigFile, Dependency, EnvFile, EnvFromSource, EnvVarSource, Fallback, FileWatch, Limits,
+    NotifyProbe, PastRevision, Probe, ProbeKind, Resources, ResourcesStatus, Restart, Rollout, Thresholds, Update,
+    WatchStatus,
 };
 use crate::meta::Metadata;
 use crate::quantity::Bytes;
@@ -128,6 +129,9 @@ pub struct ProcessSpec {
     /// the other way round; nothing is stopped or restarted because of it. A start after a crash does not wait.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depends_on: Vec<Dependency>,
+    /// Files whose change restarts the instances or is told to them; none unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch: Option<Box<FileWatch>>,
     /// What runs the command.
     #[serde(default)]
     pub driver: Driver,
@@ -367,7 +371,10 @@ pub struct ProcessStatus {
     /// cannot be found any more is still in it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub config_hash: String,
-    /// Ready, Available, Progressing.
+    /// What is known of the files of `watch`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watch: Option<Box<WatchStatus>>,
+    /// Ready, Available, Progressing; FilesWatched, when there are files to watch.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
@@ -393,6 +400,11 @@ const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 /// FNV-1a: stable across versions and machines, and nobody gains by a collision in their own manifest.
 fn fnv(hash: u64, byte: u8) -> u64 {
     (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+}
+
+/// A hash of no more than our own text.
+pub(super) fn hash(text: &[u8]) -> u64 {
+    text.iter().copied().fold(FNV_OFFSET, fnv)
 }
 
 impl ProcessSpec {
@@ -426,6 +438,7 @@ impl ProcessSpec {
             update: Update::default(),
             revision_history_limit: None,
             depends_on: Vec::new(),
+            watch: None,
             ..self.clone()
         }
     }
@@ -438,6 +451,7 @@ impl ProcessSpec {
             update: self.update.clone(),
             revision_history_limit: self.revision_history_limit,
             depends_on: self.depends_on.clone(),
+            watch: self.watch.clone(),
             ..template.clone()
         }
     }
@@ -508,6 +522,7 @@ impl ProcessSpec {
             liveness_probe: _,
             logs: _,
             depends_on: _,
+            watch: _,
             update: _,
             revision_history_limit: _,
         } = self;
@@ -586,6 +601,7 @@ mod tests {
             ("logs", serde_json::json!({"maxFiles": 9})),
             ("restart", serde_json::json!({"profile": "Batch"})),
             ("dependsOn", serde_json::json!([{"process": "db"}])),
+            ("watch", serde_json::json!({"paths": ["src"]})),
             ("fallback", serde_json::json!({"command": ["true"]})),
             ("readinessProbe", serde_json::json!({"tcpSocket": {"port": 1}})),
             ("livenessProbe", serde_json::json!({"exec": {"command": ["true"]}, "interval": "1s"})),

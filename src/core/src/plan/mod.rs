@@ -13,6 +13,7 @@ pub mod output;
 pub mod process;
 pub mod resources;
 mod rollout;
+pub mod watch;
 
 use crate::kinds::EventType;
 

@@ -1,6 +1,7 @@
 //! PM2: an ecosystem file as JSON or YAML, with `apps`.
 
 use ostler_core::Span;
+use ostler_core::globs::Globs;
 use ostler_core::quantity::Bytes;
 use serde_json::{Value as Json, json};
 
@@ -114,6 +115,7 @@ fn app(mut draft: Draft, mut fields: Fields, script: &str, script_line: u32, not
         let how = "counts from two minutes after a start (restart.startupGrace), and when it lasts for half a minute";
         notes.near(line, &fields.path("max_memory_restart"), how);
     }
+    watch(&mut draft, &mut fields, notes);
     left_out(&mut fields, notes);
     fields.finish(notes);
     draft.finish(notes)
@@ -283,13 +285,54 @@ fn restarts(draft: &mut Draft, fields: &mut Fields, notes: &mut Notes) {
     }
 }
 
-fn left_out(fields: &mut Fields, notes: &mut Notes) {
-    let watch = fields.take("watch").filter(|entry| texts(&entry.node).is_none_or(|text| text != ["false"]));
-    if let Some(entry) = watch {
-        notes.lost(entry.line, &fields.path("watch"), "files are not watched");
-        fields.lost(&["ignore_watch", "watch_delay", "watch_options"], "files are not watched", notes);
+/// What PM2 does not watch unless `ignore_watch` says what.
+const UNWATCHED: [&str; 2] = [".*", "node_modules"];
+
+fn watch(draft: &mut Draft, fields: &mut Fields, notes: &mut Notes) {
+    let wanted = fields.take("watch").and_then(|entry| Some((texts(&entry.node)?, entry.line)));
+    let Some((paths, line)) = wanted.filter(|(paths, _)| !paths.is_empty() && *paths != ["false"]) else {
+        fields.skip(&["ignore_watch", "watch_delay", "watch_options", "watch"]);
+        return;
+    };
+    let paths = if paths == ["true"] { vec![".".to_owned()] } else { paths };
+    let (paths, globs): (Vec<String>, Vec<String>) =
+        paths.into_iter().partition(|path| !path.contains(['*', '?', '[', '{', '!']));
+    if !globs.is_empty() {
+        notes.near(line, &fields.path("watch"), "paths with patterns are patterns below cwd: watch.include");
     }
-    fields.skip(&["ignore_watch", "watch_delay", "watch_options", "watch"]);
+    let relative = |text: &str| text.strip_prefix("./").unwrap_or(text).to_owned();
+    if globs.is_empty() {
+        draft.set_in("watch", "paths", paths);
+    } else {
+        // A pattern counts below every path, so they share one.
+        let inside = paths.iter().map(|path| format!("{}/**", relative(path).trim_end_matches('/')));
+        let include: Vec<String> = globs.iter().map(|glob| relative(glob)).chain(inside).collect();
+        draft.set_in("watch", "paths", vec!["."]);
+        draft.set_in("watch", "include", include);
+    }
+    let mut exclude: Vec<String> = UNWATCHED.map(str::to_owned).to_vec();
+    if let Some((ignored, line)) = fields.texts("ignore_watch", notes) {
+        exclude.clear();
+        for pattern in ignored {
+            let pattern = relative(&pattern);
+            if Globs::new(&[], std::slice::from_ref(&pattern)).is_ok() && !pattern.contains('\\') {
+                exclude.push(pattern);
+            } else {
+                let message =
+                    format!("{pattern:?} is no pattern that is known here: say in watch.exclude what it is for");
+                notes.lost(line, &fields.path("ignore_watch"), message);
+            }
+        }
+    }
+    draft.set_in("watch", "exclude", exclude);
+    if let Some((delay, line)) = millis(fields, "watch_delay", notes) {
+        draft.set_in("watch", "debounce", delay.clamp(Span::from_millis(10), Span::from_secs(3600)).to_string());
+        notes.near(line, &fields.path("watch_delay"), "counts from the last change of a burst: watch.debounce");
+    }
+    fields.lost(&["watch_options"], "hints come from the kernel, and content decides", notes);
+}
+
+fn left_out(fields: &mut Fields, notes: &mut Notes) {
     fields.lost(&["cron_restart", "cron"], "there are no schedules", notes);
     let logs = "output is kept in the state directory: ostler logs";
     fields.near(

@@ -1,10 +1,10 @@
-//! Wakes whoever looks at a directory when there may be something new in it.
+//! Wakes whoever looks at directories when there may be something new in them.
 //!
 //! What the kernel says is only a hint: the directory is listed again, and every listing says anew what is to be watched.
 //! Directories are watched one by one. One that was deleted and made again is another one (its watch is silent), what
 //! lies behind a symbolic link is watched where it is, and so are the names of the links.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,32 +14,48 @@ use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, R
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 
-use crate::scan::{DirectoryId, is_manifest};
+use crate::links::{Anchors, DirectoryId};
 
 /// With more directories gone than this, all watches are made anew.
 const MOST_VANISHED: usize = 4096;
+/// With more paths heard of than this, it is not known which.
+const MOST_PATHS: usize = 1024;
+
+/// What a name in a watched directory means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Concern {
+    /// Nothing, whatever it is.
+    Nothing,
+    /// Something if it is a directory.
+    Directories,
+    /// Something, whatever it is.
+    Everything,
+}
 
 /// What has been heard since somebody last asked.
 #[derive(Debug, Default)]
-pub(crate) struct Heard {
+pub struct Heard {
     /// Something may have changed.
-    pub(crate) changed: bool,
+    pub changed: bool,
     /// When the last hint came.
-    pub(crate) at: Option<Instant>,
-    /// Hints were lost: nothing that is known of watches can be relied on.
-    pub(crate) lost: bool,
+    pub at: Option<Instant>,
+    /// Hints were lost: nothing that is known of watches can be relied on, and `paths` are not all.
+    pub lost: bool,
+    /// What the hints were about; empty when that is unknown, or too much.
+    pub paths: HashSet<PathBuf>,
+    /// There were more of them than are kept.
+    pub many: bool,
     /// Directories that were removed or renamed: their watches are gone, or speak of something else.
     vanished: HashSet<PathBuf>,
 }
 
 /// What matters, for the thread that hears the hints.
-#[derive(Debug, Default)]
 struct Filter {
     directories: HashSet<PathBuf>,
     names: HashMap<PathBuf, HashSet<OsString>>,
+    concern: Box<dyn Fn(&Path) -> Concern + Send>,
 }
 
-#[derive(Debug, Default)]
 struct Shared {
     heard: Mutex<Heard>,
     filter: Mutex<Filter>,
@@ -50,18 +66,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Watches directories.
-pub(crate) struct DirectoryWatcher {
+pub struct DirectoryWatcher {
     watcher: Option<RecommendedWatcher>,
     watched: HashMap<PathBuf, DirectoryId>,
     shared: Arc<Shared>,
     /// Why not everything is watched: the directory has to be looked at more often.
-    pub(crate) trouble: Option<String>,
+    pub trouble: Option<String>,
 }
 
 impl DirectoryWatcher {
-    /// Notifies `wake` of every hint.
-    pub(crate) fn new(wake: Arc<Notify>) -> Self {
-        let shared = Arc::new(Shared::default());
+    /// Notifies `wake` of every hint about a name that is of concern.
+    pub fn new(wake: Arc<Notify>, concern: impl Fn(&Path) -> Concern + Send + 'static) -> Self {
+        let shared = Arc::new(Shared::new(Box::new(concern)));
         let handler = Arc::clone(&shared);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if handler.take(event) {
@@ -76,7 +92,7 @@ impl DirectoryWatcher {
     }
 
     /// What has been heard; the next call tells only of what comes after this one.
-    pub(crate) fn take(&self) -> Heard {
+    pub fn take(&self) -> Heard {
         let mut heard = lock(&self.shared.heard);
         // Whoever sets up watches again takes these.
         let vanished = std::mem::take(&mut heard.vanished);
@@ -85,19 +101,24 @@ impl DirectoryWatcher {
         taken
     }
 
+    /// Whether the kernel could be asked at all.
+    pub fn works(&self) -> bool {
+        self.watcher.is_some()
+    }
+
+    /// Whether the kernel watches a directory.
+    pub fn is_watched(&self, directory: &Path) -> bool {
+        self.watched.contains_key(directory)
+    }
+
     /// When the last hint that nobody has taken came.
-    pub(crate) fn last(&self) -> Option<Instant> {
+    pub fn last(&self) -> Option<Instant> {
         lock(&self.shared.heard).at
     }
 
     /// Watches these directories, these names in others, and nothing else. Returns whether a watch is new: what
     /// happened before it was there was not heard of.
-    pub(crate) fn watch(
-        &mut self,
-        directories: &[(PathBuf, DirectoryId)],
-        names: &BTreeSet<(PathBuf, OsString)>,
-        anew: bool,
-    ) -> bool {
+    pub fn watch(&mut self, directories: &[(PathBuf, DirectoryId)], names: &Anchors, anew: bool) -> bool {
         let Some(watcher) = &mut self.watcher else { return false };
         let mut wanted: HashMap<&Path, Option<DirectoryId>> =
             directories.iter().map(|(path, id)| (path.as_path(), Some(*id))).collect();
@@ -156,6 +177,11 @@ impl DirectoryWatcher {
 }
 
 impl Shared {
+    fn new(concern: Box<dyn Fn(&Path) -> Concern + Send>) -> Self {
+        let filter = Filter { directories: HashSet::new(), names: HashMap::new(), concern };
+        Self { heard: Mutex::default(), filter: Mutex::new(filter) }
+    }
+
     /// Takes a hint; whether it matters.
     fn take(&self, event: notify::Result<notify::Event>) -> bool {
         let event = match event {
@@ -173,13 +199,13 @@ impl Shared {
             }
         };
         let filter = lock(&self.filter);
-        let mut matters = false;
+        let mut about = Vec::new();
         let moved = matches!(event.kind, EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)));
         for path in &event.paths {
             if filter.matters(&event.kind, path) {
-                matters = true;
+                about.push(path);
             }
-            if moved && !is_manifest(path) {
+            if moved && filter.may_be_directory(path) {
                 let mut heard = lock(&self.heard);
                 // While nobody looks (a Source that is suspended), they must not pile up.
                 if heard.vanished.len() < MOST_VANISHED {
@@ -190,16 +216,29 @@ impl Shared {
                 }
             }
         }
-        if matters {
-            let mut heard = lock(&self.heard);
-            (heard.changed, heard.at) = (true, Some(Instant::now()));
+        if about.is_empty() {
+            return false;
         }
-        matters
+        let mut heard = lock(&self.heard);
+        (heard.changed, heard.at) = (true, Some(Instant::now()));
+        for path in about {
+            if heard.paths.len() < MOST_PATHS {
+                heard.paths.insert(path.clone());
+            } else if !heard.paths.contains(path) {
+                heard.many = true;
+            }
+        }
+        true
     }
 }
 
 impl Filter {
-    /// Whether something may have become of the manifests. Processes write into the directory of their manifest, too.
+    /// Whether a directory of this name may have been watched.
+    fn may_be_directory(&self, path: &Path) -> bool {
+        self.directories.contains(path) || (self.concern)(path) != Concern::Everything
+    }
+
+    /// Whether something may have become of what is looked at. Others write into the same directories, too.
     fn matters(&self, kind: &EventKind, path: &Path) -> bool {
         match kind {
             // Also our own reading.
@@ -215,11 +254,13 @@ impl Filter {
         if self.names.get(parent).is_some_and(|names| names.contains(name)) || self.directories.contains(path) {
             return true;
         }
-        if !self.directories.contains(parent) || name.as_encoded_bytes().starts_with(b".") {
+        if !self.directories.contains(parent) {
             return false;
         }
+        let concern = (self.concern)(path);
         match kind {
-            _ if is_manifest(path) => true,
+            _ if concern == Concern::Nothing => false,
+            _ if concern == Concern::Everything => true,
             EventKind::Create(CreateKind::Folder | CreateKind::Any | CreateKind::Other)
             | EventKind::Remove(RemoveKind::Folder | RemoveKind::Any | RemoveKind::Other)
             // It may be that of a directory.
@@ -244,8 +285,21 @@ mod tests {
 
     use super::*;
 
+    /// Manifests are files with this ending; hidden names are none of them.
+    fn manifests(path: &Path) -> Concern {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') {
+            Concern::Nothing
+        } else if name.ends_with(".yaml") || name.ends_with(".json") {
+            Concern::Everything
+        } else {
+            Concern::Directories
+        }
+    }
+
     fn filter() -> Filter {
         Filter {
+            concern: Box::new(manifests),
             directories: ["/apps".into(), "/apps/more".into()].into(),
             names: [("/".into(), ["apps".into()].into()), ("/apps".into(), ["..data".into()].into())].into(),
         }
@@ -281,7 +335,7 @@ mod tests {
     fn lost_hints_and_errors_make_everything_doubtful() {
         for event in [Ok(Event::new(EventKind::Other).set_flag(Flag::Rescan)), Err(notify::Error::generic("overflow"))]
         {
-            let shared = Shared::default();
+            let shared = Shared::new(Box::new(manifests));
             assert!(shared.take(event), "nobody is woken");
             let heard = shared.heard.into_inner().unwrap();
             assert!(heard.changed && heard.lost);
@@ -290,7 +344,7 @@ mod tests {
 
     #[test]
     fn what_vanishes_while_nobody_looks_takes_no_room() {
-        let shared = Shared::default();
+        let shared = Shared::new(Box::new(manifests));
         for number in 0..100_000 {
             let event = Event::new(EventKind::Remove(RemoveKind::Folder)).add_path(format!("/apps/{number}").into());
             let _ = shared.take(Ok(event));
@@ -314,10 +368,10 @@ mod tests {
         let root = directory.path().canonicalize().unwrap();
         let apps = root.join("apps");
         fs::create_dir(&apps).unwrap();
-        let mut watcher = DirectoryWatcher::new(Arc::default());
+        let mut watcher = DirectoryWatcher::new(Arc::default(), manifests);
         let watch = |watcher: &mut DirectoryWatcher, anew: bool| {
-            let listing = crate::scan::list(&apps).unwrap();
-            let new = watcher.watch(&listing.directories, &listing.anchors, anew);
+            let directories = [(apps.clone(), DirectoryId::of(&fs::metadata(&apps).unwrap()))];
+            let new = watcher.watch(&directories, &crate::anchors(&apps), anew);
             (new, watcher.trouble.clone())
         };
         assert_eq!(watch(&mut watcher, false), (true, None));
