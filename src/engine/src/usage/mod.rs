@@ -33,19 +33,13 @@ pub type Id = Arc<str>;
 pub struct Settings {
     /// Between two samples of an instance.
     pub interval: Duration,
-    /// Descriptors that may be held open to make samples cheaper.
+    /// Descriptors that may be held open to make samples cheaper, as far as instances leave them.
     pub descriptors: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        // Three for each instance are held beside these, up to as many instances as fit; sockets, logs and probes need
-        // some, too.
-        let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / 16;
-        Self {
-            interval: ostler_core::kinds::Resources::INTERVAL.to_std(),
-            descriptors: usize::try_from(most).unwrap_or(usize::MAX).min(4096),
-        }
+        Self { interval: ostler_core::kinds::Resources::INTERVAL.to_std(), descriptors: 4096 }
     }
 }
 
@@ -215,6 +209,9 @@ const SLOTS: usize = 40;
 /// What costs more is read at every sixth sample.
 const THOROUGH: u8 = 6;
 
+/// Trees that have been the same so often, and are compared with nothing, are listed with every third sample.
+const STEADY: u8 = 6;
+
 /// Whether it has a network namespace of its own, twice in sixty.
 const NETWORK: u8 = 60;
 
@@ -228,6 +225,8 @@ struct Tracked {
     count: u8,
     /// Has it groups below its own?
     is_nested: bool,
+    /// How often it was listed and the same processes were found.
+    steady: u8,
     procs: Held,
     stats: Vec<(i32, Held)>,
     /// CPU time and moment that the next rate is counted from.
@@ -274,7 +273,10 @@ impl Worker {
     fn new(settings: Settings, board: Arc<Board>) -> Self {
         Self {
             board,
-            budget: Budget::new(settings.descriptors),
+            budget: Budget::new(
+                settings.descriptors,
+                getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize),
+            ),
             pause: settings.interval / SLOTS as u32,
             tracked: HashMap::new(),
             slots: vec![Vec::new(); SLOTS],
@@ -363,6 +365,7 @@ impl Worker {
             step: 0,
             count: 0,
             is_nested: false,
+            steady: 0,
             procs: Held::default(),
             stats: Vec::new(),
             base: None,
@@ -372,6 +375,14 @@ impl Worker {
         });
         self.give_slots(&id, &mut tracked, SLOTS);
         self.tracked.insert(id, tracked);
+        if self.budget.fit(self.tracked.len()) {
+            for other in self.tracked.values_mut() {
+                if self.budget.is_roomy() {
+                    break;
+                }
+                other.close(&self.budget);
+            }
+        }
     }
 
     /// Has it sampled in every `step`th slot, the emptiest ones.
@@ -412,6 +423,7 @@ impl Worker {
         if let Some(mut tracked) = self.tracked.remove(id) {
             tracked.close(&self.budget);
             self.take_slots(id, &tracked);
+            self.budget.fit(self.tracked.len());
         }
         let mut samples = self.board.samples();
         samples.remove(id);
@@ -437,6 +449,7 @@ impl Worker {
         let (mut ticks, mut pages, mut threads) = (0, 0, 0);
         // Mostly the same processes as the last time, in the same order.
         let mut stats = std::mem::take(&mut tracked.stats);
+        let before = stats.len();
         stats.retain_mut(|(pid, stat)| {
             let stays = self.pids.contains(pid);
             if !stays {
@@ -444,6 +457,7 @@ impl Worker {
             }
             stays
         });
+        let is_same = stats.len() == before && self.pids.len() == before;
         for pid in &self.pids {
             if !stats.iter().any(|(known, _)| known == pid) {
                 stats.push((*pid, Held::default()));
@@ -470,6 +484,7 @@ impl Worker {
             threads += stat.threads;
             true
         });
+        tracked.steady = if is_same && stats.len() == before { tracked.steady.saturating_add(1) } else { 0 };
         stats.shrink_to(stats.len());
         tracked.stats = stats;
         let living = ticks * self.tick;
@@ -570,6 +585,11 @@ impl Worker {
             if let Some((_, all)) = self.everyone.as_ref().filter(|(_, all)| !is_recycled(all)) {
                 read::family(all, *pid, &mut self.pids);
             }
+            return;
+        }
+        let is_steady = tracked.steady >= STEADY && tracked.watched.is_none();
+        if is_steady && !thorough && !tracked.count.is_multiple_of(3) {
+            self.pids.extend(tracked.stats.iter().map(|(pid, _)| *pid));
             return;
         }
         let path = if tracked.procs.is_open() { String::new() } else { format!("{cgroup}/cgroup.procs") };

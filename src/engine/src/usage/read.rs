@@ -2,9 +2,9 @@
 //!
 //! An open /proc/PID/stat speaks of one process for ever: when that is gone, reading fails, whoever has the number now.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ostler_core::usage::{Io, Network};
 use rustix::fs::{Mode, OFlags, open, stat};
@@ -55,23 +55,46 @@ fn decimal(text: &[u8]) -> u64 {
         .fold(0, |number, byte| number.wrapping_mul(10).wrapping_add(u64::from(byte - b'0')))
 }
 
+/// Descriptors that custody, sockets, logs and probes need beside what is held for each instance.
+const RESERVE: usize = 1024;
+/// Descriptors that are held for each instance elsewhere, and one for a client that follows its log.
+const FOR_EACH: usize = 4;
+
 /// How many descriptors all trees may hold together.
 #[derive(Debug)]
 pub(super) struct Budget {
-    left: AtomicUsize,
+    held: Cell<usize>,
+    allowed: Cell<usize>,
+    most: usize,
+    limit: usize,
 }
 
 impl Budget {
-    pub(super) fn new(descriptors: usize) -> Self {
-        Self { left: AtomicUsize::new(descriptors) }
+    /// At most `most`, and what is left of the `limit` of this process.
+    pub(super) fn new(most: usize, limit: usize) -> Self {
+        Self { held: Cell::new(0), allowed: Cell::new(most), most, limit }
+    }
+
+    /// Leaves what so many instances need; says whether more is held than is allowed now.
+    pub(super) fn fit(&self, instances: usize) -> bool {
+        let left = self.limit.saturating_sub(FOR_EACH.saturating_mul(instances) + RESERVE);
+        self.allowed.set(self.most.min(left));
+        self.held.get() > self.allowed.get()
+    }
+
+    /// Whether so little is held that it will not be too much again soon.
+    pub(super) fn is_roomy(&self) -> bool {
+        self.held.get() <= self.allowed.get() / 4 * 3
     }
 
     fn take(&self) -> bool {
-        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+        let is_left = self.held.get() < self.allowed.get();
+        self.held.set(self.held.get() + usize::from(is_left));
+        is_left
     }
 
-    fn give(&self, count: usize) {
-        self.left.fetch_add(count, Ordering::Relaxed);
+    fn give(&self) {
+        self.held.set(self.held.get() - 1);
     }
 }
 
@@ -98,7 +121,7 @@ impl Held {
 
     pub(super) fn close(&mut self, budget: &Budget) {
         if self.0.take().is_some() {
-            budget.give(1);
+            budget.give();
         }
     }
 }
@@ -281,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_file_is_kept_open_only_within_the_budget() {
-        let (budget, mut buffer) = (Budget::new(1), Vec::new());
+        let (budget, mut buffer) = (Budget::new(1, usize::MAX), Vec::new());
         let (mut first, mut second) = (Held::default(), Held::default());
         assert!(first.read("/proc/self/stat", &mut buffer, &budget).is_ok());
         assert!(second.read("/proc/self/stat", &mut buffer, &budget).is_ok());
@@ -289,5 +312,24 @@ mod tests {
         first.close(&budget);
         assert!(second.read("/proc/self/stat", &mut buffer, &budget).is_ok());
         assert!(second.0.is_some());
+    }
+
+    #[test]
+    fn what_is_held_makes_room_for_instances() {
+        let (budget, mut buffer) = (Budget::new(100, RESERVE + 100), Vec::new());
+        let mut files: Vec<Held> = (0..60).map(|_| Held::default()).collect();
+        assert!(!budget.fit(10));
+        for file in &mut files {
+            file.read("/proc/self/stat", &mut buffer, &budget).unwrap();
+        }
+        assert!(files.iter().all(Held::is_open) && !budget.fit(10) && budget.fit(11));
+        for file in &mut files {
+            if budget.is_roomy() {
+                break;
+            }
+            file.close(&budget);
+        }
+        assert_eq!((files.iter().filter(|file| file.is_open()).count(), budget.fit(11)), (42, false));
+        assert!(budget.fit(1000) && !budget.is_roomy());
     }
 }
