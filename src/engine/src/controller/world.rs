@@ -216,12 +216,18 @@ impl World {
             | Kind::External
             | Kind::Event => {
                 let entry = value.and_then(|value| serde_json::from_slice(value).ok());
-                match entry.map(|object| ProcessEntry { object, revision: event.revision, writing: false }) {
+                let entry = entry.map(|object| ProcessEntry { object, revision: event.revision, writing: false });
+                // Status is what we wrote ourselves, and who wrote it looks again.
+                let is_ours = entry.as_ref().zip(self.processes.get(&id)).is_some_and(|(new, old)| {
+                    let (new, old): (&Process, &Process) = (&new.object, &old.object);
+                    new.metadata == old.metadata && new.spec == old.spec
+                });
+                match entry {
                     Some(entry) => drop(self.processes.insert(id.clone(), entry)),
                     None if value.is_none() => drop(self.processes.remove(&id)),
                     None => {}
                 }
-                vec![Request::Process(id)]
+                if is_ours { Vec::new() } else { vec![Request::Process(id)] }
             }
         }
     }
