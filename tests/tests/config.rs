@@ -187,6 +187,15 @@ fn files_are_new_before_the_signal_and_are_gone_with_the_process() {
     assert!(!proc::lives(before));
     daemon.ok(&["delete", "process/reader"]);
     wait_until("the files to go", || (!directory.exists()).then_some(()));
+    if ostler_tests::is_root() {
+        let script = r#"id -un; cat "$OSTLER_FILES_DIR/word"; exec sleep 100000"#;
+        let spec = json!({"user": "nobody", "workingDir": "/", "command": ["sh", "-c", script],
+            "files": [{"path": "word", "secretRef": {"name": "late", "key": "word"}}]});
+        daemon.apply(&manifest::process("other", &spec).to_string());
+        wait_until("the other user to read its file", || {
+            daemon.cli(&["logs", "other-0"]).stdout.contains("nobody\nshut").then_some(())
+        });
+    }
     // Paths that lead out are refused where they stand.
     let escape = sleeper("out", &json!({"files": [{"path": "../x", "configMapRef": {"name": "app"}}]}));
     let refused = daemon.try_apply(&escape).stderr;

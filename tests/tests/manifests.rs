@@ -143,20 +143,22 @@ fn files_are_read_anew_on_the_signal() {
 
 #[test]
 fn watch_starts_the_motto_anew_and_its_echo_follows() {
-    let directory = Path::new("/tmp/ostler-watch");
-    let _ = fs::remove_dir_all(directory);
     let daemon = Daemon::start();
-    example(&daemon, "watch.yaml");
+    // Its files are beside it.
+    let beside = daemon.path().join("example");
+    fs::create_dir(&beside).unwrap();
+    fs::copy(manifests().join("watch.yaml"), beside.join("watch.yaml")).unwrap();
+    daemon.ok(&["apply", "-f", beside.join("watch.yaml").to_str().unwrap()]);
     wait_until("both to be ready and watched", || {
         let watched = daemon.get("process", "motto")["status"]["watch"].is_object();
         (watched && daemon.instance("motto-0").ready() && daemon.instance("echo-0").ready()).then_some(())
     });
     let echo = daemon.running("echo-0");
-    fs::create_dir(directory).unwrap();
-    fs::write(directory.join("motto.txt"), "Be kind\n").unwrap();
+    fs::create_dir(beside.join("motto")).unwrap();
+    fs::write(beside.join("draft"), "Be kind\n").unwrap();
+    fs::rename(beside.join("draft"), beside.join("motto/today.txt")).unwrap();
     wait_until("the motto", || daemon.cli(&["logs", "motto-0"]).stdout.contains("Be kind").then_some(()));
     wait_until("its echo", || (daemon.instance("echo-0").restarts() == 1 && !proc::lives(echo)).then_some(()));
-    let _ = fs::remove_dir_all(directory);
 }
 
 #[test]

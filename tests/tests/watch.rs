@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use ostler_tests::{Daemon, manifest, wait_until};
+use ostler_tests::{Daemon, Setup, manifest, skipped, wait_until};
 use serde_json::{Value, json};
 
 fn process(name: &str, directory: &Path, more: &Value) -> String {
@@ -44,6 +45,13 @@ fn restarted(daemon: &Daemon, name: &str, wanted: u64) {
     });
 }
 
+/// Saves in one step: a write is two, and on a busy machine there may be time for a look between them.
+fn save(path: &Path, text: &str) {
+    let scratch = path.with_extension("new~");
+    fs::write(&scratch, text).unwrap();
+    fs::rename(scratch, path).unwrap();
+}
+
 fn application(daemon: &Daemon) -> PathBuf {
     let app = daemon.path().join("app");
     fs::create_dir_all(app.join("src/out")).unwrap();
@@ -62,7 +70,7 @@ fn each_change_of_content_is_one_restart_and_nothing_else_is() {
     let pids = |daemon: &Daemon| [daemon.running("web-0"), daemon.running("web-1")];
     let before = pids(&daemon);
 
-    fs::write(app.join("src/app.py"), "2").unwrap();
+    save(&app.join("src/app.py"), "2");
     restarted(&daemon, "web", begun + 1);
     assert!(pids(&daemon).iter().zip(&before).all(|(after, before)| after != before));
     assert_eq!(daemon.instance("web-1").restarts(), 1);
@@ -77,20 +85,19 @@ fn each_change_of_content_is_one_restart_and_nothing_else_is() {
     fs::write(app.join("src/app.log"), "noise").unwrap();
     fs::write(app.join("src/out/result"), "noise").unwrap();
     fs::write(app.join("src/.app.py.swp"), "noise").unwrap();
-    fs::write(app.join("src/app.py"), "2").unwrap();
-    fs::write(app.join("src/app.py~"), "3").unwrap();
-    fs::rename(app.join("src/app.py~"), app.join("src/app.py")).unwrap();
+    save(&app.join("src/app.py"), "2");
+    save(&app.join("src/app.py"), "3");
     restarted(&daemon, "web", begun + 2);
     // A new directory with a file, and everything gone, and everything back.
     fs::create_dir_all(app.join("src/lib/deep")).unwrap();
-    fs::write(app.join("src/lib/deep/a.py"), "1").unwrap();
+    save(&app.join("src/lib/deep/a.py"), "1");
     restarted(&daemon, "web", begun + 3);
-    fs::remove_dir_all(app.join("src")).unwrap();
+    fs::rename(app.join("src"), app.join("gone")).unwrap();
     restarted(&daemon, "web", begun + 4);
     fs::create_dir(app.join("src")).unwrap();
-    fs::write(app.join("src/app.py"), "4").unwrap();
+    save(&app.join("src/app.py"), "4");
     restarted(&daemon, "web", begun + 5);
-    fs::write(app.join("src/app.py"), "5").unwrap();
+    save(&app.join("src/app.py"), "5");
     restarted(&daemon, "web", begun + 6);
 
     // A burst is one change. Other rules for the same files are none.
@@ -102,23 +109,23 @@ fn each_change_of_content_is_one_restart_and_nothing_else_is() {
     restarted(&daemon, "web", begun + 1);
     daemon.apply(&process("web", &app, &watch("200ms")));
     let begun = generation(&daemon, "web");
-    fs::write(app.join("src/app.py"), "6").unwrap();
+    save(&app.join("src/app.py"), "6");
     restarted(&daemon, "web", begun + 1);
 
     // While nobody watches, what changes is found out later, and what does not is not.
     let before = pids(&daemon);
     daemon.shutdown();
-    fs::write(app.join("src/app.py"), "6").unwrap();
+    save(&app.join("src/app.py"), "6");
     daemon.serve();
     fs::write(app.join("src/app.log"), "more noise").unwrap();
     watched(&daemon, "web", 11);
     assert_eq!(pids(&daemon), before);
     daemon.kill_both();
-    fs::write(app.join("src/app.py"), "7").unwrap();
+    save(&app.join("src/app.py"), "7");
     daemon.serve();
     restarted(&daemon, "web", begun + 2);
     assert!(pids(&daemon).iter().zip(&before).all(|(after, before)| after != before));
-    fs::write(app.join("src/app.py"), "8").unwrap();
+    save(&app.join("src/app.py"), "8");
     restarted(&daemon, "web", begun + 3);
 
     // What is stopped stays so, and nothing is caught up on.
@@ -126,7 +133,7 @@ fn each_change_of_content_is_one_restart_and_nothing_else_is() {
     daemon.phase("web-0", "Stopped");
     let begun = generation(&daemon, "web");
     let known = daemon.get("process", "web")["status"]["watch"]["fingerprint"].clone();
-    fs::write(app.join("src/app.py"), "9").unwrap();
+    save(&app.join("src/app.py"), "9");
     wait_until("it to be noticed", || {
         (daemon.get("process", "web")["status"]["watch"]["fingerprint"] != known).then_some(())
     });
@@ -172,7 +179,7 @@ fn a_signal_tells_the_running_process_and_a_restart_cascades_in_order() {
     symlink("two", app.join("next")).unwrap();
     fs::rename(app.join("next"), app.join("current")).unwrap();
     noted(&["start 1", "usr1 2"]);
-    fs::write(app.join("two/conf"), "3").unwrap();
+    save(&app.join("two/conf"), "3");
     noted(&["start 1", "usr1 2", "usr1 3"]);
     assert_eq!(daemon.running("told-0"), before);
 
@@ -188,7 +195,7 @@ fn a_signal_tells_the_running_process_and_a_restart_cascades_in_order() {
     }
     watched(&daemon, "a", 1);
     let before: Vec<_> = ["a-0", "b-0", "c-0", "d-0", "other-0"].map(|name| daemon.running(name)).into();
-    fs::write(app.join("src/app.py"), "2").unwrap();
+    save(&app.join("src/app.py"), "2");
     for name in ["a", "b", "c", "d"] {
         restarted(&daemon, name, 2);
     }
@@ -205,4 +212,22 @@ fn a_signal_tells_the_running_process_and_a_restart_cascades_in_order() {
     // What cannot be watched is said, with what to do; bad patterns are refused where they stand.
     let refused = daemon.try_apply(&process("bad", &app, &json!({"watch": {"paths": ["src"], "exclude": ["a["]}})));
     assert!(refused.stderr.contains("is not a pattern"), "{}", refused.stderr);
+}
+
+#[test]
+fn without_room_for_watches_files_are_looked_at_and_that_is_said() {
+    let script = r#"echo 1 > /proc/sys/user/max_inotify_watches && exec "$0" "$@""#;
+    let limited = ["unshare", "-Ur", "sh", "-c", script];
+    let tried = Command::new(limited[0]).args(&limited[1..]).arg("true").output();
+    if !tried.is_ok_and(|tried| tried.status.success()) {
+        return skipped("watch", "no user namespaces, in which the kernel takes fewer watches");
+    }
+    let daemon = Setup::default().wrapper(&limited).start();
+    let app = application(&daemon);
+    daemon.apply_ready(&process("web", &app, &json!({"watch": {"paths": ["src"], "debounce": "100ms"}})));
+    let condition = wait_until("the condition", || condition(&daemon.get("process", "web"), "FilesWatched"));
+    assert_eq!((&condition["status"], &condition["reason"]), (&json!("False"), &json!("Polling")));
+    assert!(condition["message"].to_string().contains("fs.inotify.max_user_watches"), "{condition}");
+    save(&app.join("src/app.py"), "2");
+    restarted(&daemon, "web", 2);
 }
