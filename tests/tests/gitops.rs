@@ -1,9 +1,13 @@
 //! A Source that is a checkout of a real Git repository: whatever happens to it, what runs is the last good revision.
+//!
+//! `OSTLER_TEST_COMMITS=200 cargo test -p ostler-tests --test gitops -- --nocapture` takes 200 steps, and says what they
+//! came to; `OSTLER_TEST_SEED` makes them others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use ostler_tests::{Daemon, Random, manifest, proc, scale, wait_until};
 use serde_json::{Value, json};
@@ -150,7 +154,10 @@ fn what_runs_is_the_last_good_revision_of_a_repository() {
     let mut running = settled(&daemon, &good, "the clone");
     let mut version = 0;
     let mut seen = BTreeSet::new();
-    for step in 0..40 * scale() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<usize>().ok());
+    let began = Instant::now();
+    let mut tally: BTreeMap<&str, usize> = BTreeMap::new();
+    for step in 0..number("OSTLER_TEST_COMMITS").unwrap_or(40 * scale()) {
         let history = branches.get_mut(&branch).unwrap();
         let mut tree = history.last().unwrap().clone();
         let kind = match random.below(10) {
@@ -162,6 +169,7 @@ fn what_runs_is_the_last_good_revision_of_a_repository() {
             _ => "edit",
         };
         seen.insert(kind);
+        *tally.entry(kind).or_default() += 1;
         match kind {
             "switch" => {
                 branch = ["main", "next", "hotfix"][random.below(3)].to_owned();
@@ -204,6 +212,9 @@ fn what_runs_is_the_last_good_revision_of_a_repository() {
         work.run(&["push", "--quiet", "--force", "origin", &branch]);
         let what = format!("seed {seed}, step {step} ({kind} on {branch})");
         let kill = random.below(8);
+        if kill < 2 {
+            *tally.entry("kill of the daemon").or_default() += 1;
+        }
         if kill == 0 {
             daemon.kill_controller();
         }
@@ -225,6 +236,12 @@ fn what_runs_is_the_last_good_revision_of_a_repository() {
             good = tree;
         }
         let after = settled(&daemon, &good, &what);
+        let count = |test: &dyn Fn(&String, &proc::Identity) -> bool| {
+            running.iter().filter(|(name, (_, process))| test(name, process)).count()
+        };
+        *tally.entry("prune").or_default() += count(&|name, _| !after.contains_key(name));
+        *tally.entry("restart").or_default() +=
+            count(&|name, process| after.get(name).is_some_and(|(_, now)| now != process));
         for (name, (version, process)) in &after {
             if let Some((before, same)) = running.get(name).filter(|(before, _)| before == version) {
                 assert_eq!(process, same, "{what}: {name} was restarted with the version {before} that it had");
@@ -236,5 +253,6 @@ fn what_runs_is_the_last_good_revision_of_a_repository() {
         }
         running = after;
     }
+    eprintln!("in {:?}: {tally:?}; none of the restarts without another version", began.elapsed());
     assert!(seen.len() >= 4, "{seen:?}");
 }

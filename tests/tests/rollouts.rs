@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ostler_tests::{Daemon, manifest, wait_until, wait_within, web_binary};
+use ostler_tests::{Daemon, manifest, proc, wait_until, wait_within, web_binary};
 use serde_json::{Value, json};
 
 /// Every test has a name of its own: the search for free ports begins at a number that follows from it.
@@ -190,6 +190,53 @@ fn undo_returns_to_the_revision_before_and_history_tells_which_there_are() {
     daemon.ok(&["rollout", "status", "process/undo", "--timeout", "1m"]);
     assert_eq!(answers(&ports(&daemon)), BTreeMap::from([("three".to_owned(), 2)]));
     assert_eq!(daemon.get("process", "undo")["status"]["revisionNumber"], 5);
+}
+
+#[test]
+fn undo_returns_to_specs_and_leaves_what_they_refer_to() {
+    let daemon = Daemon::start();
+    let settings = |value: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"SETTING": value}});
+    let process = |version: &str| {
+        let process =
+            manifest::with(manifest::sleeper("app"), "spec.env", json!([{"name": "VERSION", "value": version}]));
+        manifest::with(process, "spec.envFrom", json!([{"configMapRef": {"name": "settings"}}]))
+    };
+    let complete = || {
+        daemon.ok(&["rollout", "status", "process/app", "--timeout", "1m"]);
+        let pid = daemon.running("app-0").pid;
+        wait_until("its environment", || Some((proc::variable(pid, "VERSION")?, proc::variable(pid, "SETTING")?)))
+    };
+    let pair = |version: &str, setting: &str| (version.to_owned(), setting.to_owned());
+    let number = || daemon.get("process", "app")["status"]["revisionNumber"].as_u64().unwrap();
+    let numbered = |wanted: u64| wait_until("the revision to be counted", || (number() == wanted).then_some(()));
+    daemon.apply(&manifest::all(&[settings("a"), process("1")]));
+    assert_eq!(complete(), pair("1", "a"));
+    daemon.apply(&settings("b").to_string());
+    numbered(2);
+    assert_eq!(complete(), pair("1", "b"));
+    // Only the settings are another revision: there is nothing to undo, and nothing is.
+    for args in [&["rollout", "undo", "process/app"][..], &["rollout", "undo", "process/app", "--to-revision=1"]] {
+        let refused = daemon.fails(1, args);
+        assert!(refused.contains("revision 1 of \"app\"") && refused.contains("ConfigMaps and Secrets"), "{refused}");
+    }
+    assert_eq!((number(), complete()), (2, pair("1", "b")));
+    daemon.apply(&process("2").to_string());
+    numbered(3);
+    daemon.apply(&settings("c").to_string());
+    numbered(4);
+    assert_eq!(complete(), pair("2", "c"));
+    // The one before with another spec is revision 2; its settings are those of now.
+    assert_eq!(daemon.ok(&["rollout", "undo", "process/app"]), "process/app rolled back to revision 2\n");
+    numbered(5);
+    assert_eq!(complete(), pair("1", "c"));
+    // With the settings as they were, too, it is the revision that there was.
+    daemon.apply(&settings("a").to_string());
+    numbered(6);
+    assert_eq!(complete(), pair("1", "a"));
+    assert!(
+        !daemon.ok(&["rollout", "history", "process/app"]).lines().any(|line| line.starts_with("1 ")),
+        "renumbered"
+    );
 }
 
 #[test]

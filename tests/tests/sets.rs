@@ -95,10 +95,11 @@ fn a_set_takes_back_what_it_brought_in_reverse_and_nothing_else() {
     // Somebody else has put something into the namespace: it stays.
     daemon.apply(&manifest::with(plain("guest"), "metadata.namespace", json!("staging")).to_string());
     let gone = ["process/web", "process/api", "process/db", "configmap/settings"];
-    let words: Vec<String> = gone.iter().map(|name| format!("{name} pruned (dry run)")).collect();
+    let mut words: Vec<String> = gone.iter().map(|name| format!("{name} pruned (dry run)")).collect();
+    words.push("order: stop web-0 → api-0 → db-0".to_owned());
     let preview = apply(&daemon, "shop", &stays, &["--dry-run"]);
     let lines = succeeds(&preview);
-    assert_eq!(lines[lines.len() - 4..], words, "{}", preview.stdout);
+    assert_eq!(lines[lines.len() - 5..], words, "{}", preview.stdout);
     assert!(preview.stderr.contains("namespace/staging has left the set and stays"), "{}", preview.stderr);
     let args = ["diff", "-f", "-", "--set", "shop", "--prune"];
     let diff = daemon.feed(&args, manifest::all(&stays).as_bytes());
@@ -106,7 +107,7 @@ fn a_set_takes_back_what_it_brought_in_reverse_and_nothing_else() {
     assert_eq!(
         diff.stdout,
         "will prune default/process/web\nwill prune default/process/api\nwill prune default/process/db\n\
-         will prune default/configmap/settings\n"
+         will prune default/configmap/settings\norder: stop web-0 → api-0 → db-0\n"
     );
     let said = apply(&daemon, "shop", &stays, &["--wait", "--timeout", "1m"]);
     let lines = succeeds(&said);

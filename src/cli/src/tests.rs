@@ -177,6 +177,7 @@ fn applied(result: v1::applied::Result) -> v1::ApplyResponse {
                 instance: "web-0".into(),
                 why: "spec.command changed".into(),
             }],
+            ..v1::Applied::default()
         }],
         revision: 1,
         ..v1::ApplyResponse::default()

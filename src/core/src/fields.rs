@@ -46,6 +46,11 @@ impl FieldSet {
         set
     }
 
+    /// The leaves as people write them.
+    pub fn shown(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(|path| show(path))
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -137,6 +142,30 @@ pub fn show(path: &[Step]) -> String {
         }
     }
     text
+}
+
+/// What an object has that neither its manifest says nor the object before had: topmost fields, scalars with their values.
+pub fn defaulted(after: &Value, manifest: &Value, before: &Value) -> Vec<String> {
+    fn walk(after: &Value, manifest: &Value, before: &Value, path: &str, found: &mut Vec<String>) {
+        let Value::Object(fields) = after else { return };
+        for (key, value) in fields {
+            let place = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            let missing = |value: &Value| value.get(key).is_none_or(Value::is_null);
+            match value {
+                _ if !missing(manifest) => walk(value, &manifest[key], &before[key], &place, found),
+                _ if !missing(before) => {}
+                Value::Null => {}
+                Value::Object(map) if map.is_empty() => {}
+                Value::Array(items) if items.is_empty() => {}
+                Value::String(text) => found.push(format!("{place}={text}")),
+                Value::Number(_) | Value::Bool(_) => found.push(format!("{place}={value}")),
+                Value::Object(_) | Value::Array(_) => found.push(place),
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(after, manifest, before, "", &mut found);
+    found
 }
 
 /// What applying comes to.
@@ -306,6 +335,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_was_filled_in_is_named_by_its_topmost_field() {
+        let manifest = serde_json::json!({"spec": {"command": ["a"], "stop": {"signal": "SIGINT"}}});
+        let after = serde_json::json!({"spec": {"command": ["a"], "replicas": 1, "backoff": {"max": "5m"}, "env": [],
+            "stop": {"signal": "SIGINT", "gracePeriod": "10s"}}});
+        let found = defaulted(&after, &manifest, &Value::Null);
+        assert_eq!(found, ["spec.backoff", "spec.replicas=1", "spec.stop.gracePeriod=10s"]);
+        let before = serde_json::json!({"spec": {"replicas": 1, "backoff": {"max": "5m"}}});
+        assert_eq!(defaulted(&after, &manifest, &before), ["spec.stop.gracePeriod=10s"]);
+    }
 
     fn owned(value: &Value) -> FieldSet {
         FieldSet::of(value)

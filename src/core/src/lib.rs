@@ -8,6 +8,7 @@ pub mod breaker;
 pub mod config;
 pub mod expand;
 pub mod fields;
+pub mod forecast;
 pub mod globs;
 pub mod graph;
 pub mod kinds;

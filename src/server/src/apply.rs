@@ -35,6 +35,10 @@ pub(crate) struct Applied {
     pub(crate) before: Option<Entry>,
     pub(crate) after: Bytes,
     pub(crate) effects: Vec<Effect>,
+    /// What changes without a restart.
+    pub(crate) in_place: Vec<String>,
+    /// What the manifest leaves out.
+    pub(crate) defaulted: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,7 +216,13 @@ impl Service {
                 ops.push(Op::put(store_key, after.clone(), expect));
             }
             let (namespace, name) = (namespace.to_owned(), name.to_owned());
-            applied.push(Applied { kind, namespace, name, outcome, before, after, effects });
+            let (in_place, defaulted) = match outcome {
+                Outcome::Unchanged => (Vec::new(), Vec::new()),
+                Outcome::Created | Outcome::Configured => {
+                    (in_place(&object, live.as_ref()), want.defaulted(&object, live.as_ref()))
+                }
+            };
+            applied.push(Applied { kind, namespace, name, outcome, before, after, effects, in_place, defaulted });
         }
         if !ops.is_empty() {
             self.check_ports(wanted, &mut causes);
@@ -390,6 +400,21 @@ impl Service {
     }
 }
 
+/// What changes of a Process without a restart.
+fn in_place(new: &Applicable, old: Option<&Applicable>) -> Vec<String> {
+    let (Applicable::Process(after), Some(Applicable::Process(before))) = (new, old) else { return Vec::new() };
+    let causes = after.spec.restart_causes(&before.spec);
+    let content = |object: &Process| ownership::content(&serde_json::to_value(object).unwrap_or_default());
+    let (set, gone) = fields::changes(&content(before), &content(after));
+    let restarts = |path: &str| {
+        causes
+            .iter()
+            .any(|cause| path.strip_prefix(cause).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])))
+    };
+    let paths: BTreeSet<String> = set.shown().chain(gone.shown()).filter(|path| !restarts(path)).collect();
+    paths.into_iter().collect()
+}
+
 /// What a new Job starts with.
 fn first_runs(job: &Job) -> Vec<Effect> {
     let count = if job.spec.is_suspended() { 0 } else { job.spec.parallelism.min(job.spec.completions) };
@@ -432,6 +457,16 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
+    /// What its manifest leaves out, as far as that is new.
+    fn defaulted(&self, object: &Applicable, live: Option<&Applicable>) -> Vec<String> {
+        // The values of a Secret are nobody's business.
+        if object.kind() == Kind::Secret {
+            return Vec::new();
+        }
+        let content = |object: &Applicable| ownership::content(&object.to_json());
+        fields::defaulted(&content(object), &self.content, &live.map(content).unwrap_or_default())
+    }
+
     /// The set that it is to be in.
     fn set(&self) -> Option<&str> {
         self.object.metadata().labels.get(SET).map(String::as_str)

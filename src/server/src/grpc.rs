@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ostler_core::forecast::{Event, Forecast};
 use ostler_core::{Kind, Span};
 use ostler_engine::Action;
 use ostler_gitops::Item;
@@ -178,6 +179,22 @@ fn shown(service: &Service, kind: Kind, entry: &Entry, reveal: Reveal) -> Result
     Ok(object(&service.shown(kind, &entry.value, reveal)?, entry.revision))
 }
 
+/// What will happen to instances.
+fn foretold(forecast: Forecast) -> v1::Forecast {
+    use v1::effect::Kind as Effects;
+    let step = |step: ostler_core::forecast::Step| v1::Step {
+        kind: match step.event {
+            Event::Start => Effects::Start,
+            Event::Restart => Effects::Restart,
+            Event::Stop => Effects::Stop,
+        }
+        .into(),
+        instance: Some(reference(Kind::Instance, &step.namespace, &step.instance)),
+        place: u32::try_from(step.place).unwrap_or(u32::MAX),
+    };
+    v1::Forecast { steps: forecast.steps.into_iter().map(step).collect(), more: forecast.more }
+}
+
 fn applied(service: &Service, applied: Applied, revision: Revision) -> Result<v1::Applied, ApiError> {
     use v1::applied::Result as Outcomes;
     use v1::effect::Kind as Effects;
@@ -212,6 +229,8 @@ fn applied(service: &Service, applied: Applied, revision: Revision) -> Result<v1
                 why: effect.why,
             })
             .collect(),
+        in_place: applied.in_place,
+        defaulted: applied.defaulted,
     })
 }
 
@@ -235,12 +254,16 @@ impl Ostler for Service {
             set: (!request.set.is_empty()).then_some(set),
         };
         let (decided, revision) = Service::apply(self, &request.objects, how).await?;
+        let forecast =
+            if request.dry_run { self.forecast(&decided.objects, &decided.pruned) } else { Forecast::default() };
         let results = decided.objects.into_iter();
         let results = results.map(|result| applied(self, result, revision)).collect::<Result<_, _>>()?;
         let references =
             |items: &[Item]| items.iter().map(|item| reference(item.kind, &item.namespace, &item.name)).collect();
+        let forecast = request.dry_run.then(|| foretold(forecast));
         Ok(Response::new(v1::ApplyResponse {
             results,
+            forecast,
             revision,
             pruned: references(&decided.pruned),
             kept: references(&decided.kept),
@@ -396,7 +419,8 @@ impl Ostler for Service {
             .map(|result| applied(self, result, preview.revision))
             .collect::<Result<_, _>>()?;
         let deletes = preview.deletes.iter().map(|item| reference(item.kind, &item.namespace, &item.name)).collect();
-        Ok(Response::new(v1::PreviewSourceResponse { results, deletes, refused: preview.refused }))
+        let forecast = preview.forecast.map(foretold);
+        Ok(Response::new(v1::PreviewSourceResponse { results, deletes, refused: preview.refused, forecast }))
     }
 
     async fn rollout(&self, request: Request<v1::RolloutRequest>) -> Answer<v1::RolloutResponse> {

@@ -8,6 +8,7 @@ mod apply;
 mod config;
 mod dependencies;
 mod error;
+mod forecast;
 pub mod grpc;
 mod logs;
 mod mutate;

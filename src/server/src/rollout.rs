@@ -92,11 +92,25 @@ fn undo(object: &mut Process, to: Option<u64>) -> Result<(bool, String), ApiErro
     // A status that has not caught up with the spec still calls what was applied before the present one.
     let others = || status.revisions.iter().filter(|past| past.revision != declared);
     let rolled_back = status.rollout.as_ref().is_some_and(|rollout| rollout.rolled_back);
+    // ConfigMaps and Secrets are objects of their own, and stay as they are: another revision of the same spec is nothing
+    // that could be returned to.
+    let template = object.spec.revision();
+    let differs = |past: &&PastRevision| past.template.revision() != template;
     let found: Option<&PastRevision> = match to {
         Some(number) => others().find(|past| past.number == number),
-        None if rolled_back => others().find(|past| past.revision == status.current_revision),
-        None => others().max_by_key(|past| past.number),
+        None if rolled_back => others().filter(differs).find(|past| past.revision == status.current_revision),
+        None => others().filter(differs).max_by_key(|past| past.number),
     };
+    if let Some(same) =
+        found.filter(|past| !differs(past)).or(others().next().filter(|_| found.is_none() && to.is_none()))
+    {
+        let message = format!(
+            "revision {} of {name:?} has the spec that the process has: they differ in what its ConfigMaps and Secrets hold",
+            same.number
+        );
+        let hint = "apply the ConfigMap or Secret as it was; undo returns only to earlier specs of the process";
+        return Err(ApiError::new(Reason::Conflict, message).hint(hint));
+    }
     let Some(past) = found else {
         let known: Vec<String> = status.revisions.iter().map(|past| past.number.to_string()).collect();
         let (message, hint) = match to {

@@ -1,9 +1,10 @@
 //! Sources: what they need of the API, and what the API does with them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use ostler_core::forecast::Forecast;
 use ostler_core::kinds::{ALLOW_PRUNE, SYNC_REQUESTED_AT, Source, SourceSpec, SourceStatus, WATCHED};
 use ostler_core::object::key;
 use ostler_core::plan::Note;
@@ -65,6 +66,8 @@ pub(crate) struct Preview {
     pub(crate) revision: Revision,
     pub(crate) deletes: Vec<Item>,
     pub(crate) refused: String,
+    /// What happens to instances; nothing when there are waves, each of which waits for the one before.
+    pub(crate) forecast: Option<Forecast>,
 }
 
 impl Service {
@@ -224,8 +227,10 @@ impl Service {
             }
             error
         })?;
+        let waves: BTreeSet<i64> = preview.objects.iter().map(|object| object.wave).collect();
+        let forecast = (waves.len() < 2).then(|| self.forecast(&decided.objects, &preview.delete));
         let refused = preview.refused.map(|broken| broken.message).unwrap_or_default();
-        Ok(Preview { results: decided.objects, revision, deletes: preview.delete, refused })
+        Ok(Preview { results: decided.objects, revision, deletes: preview.delete, refused, forecast })
     }
 }
 

@@ -131,14 +131,17 @@ pub(crate) fn report(ctx: &mut Ctx, answer: &v1::ApplyResponse, dry_run: bool) -
             v1::applied::Result::Unspecified => "applied",
         };
         writeln!(ctx.out, "{name} {word}{suffix}")?;
-        if ctx.settings.verbose > 0 {
-            for line in effects(&applied.effects) {
+        if dry_run || ctx.settings.verbose > 0 {
+            for line in consequences(applied) {
                 writeln!(ctx.out, "  {line}")?;
             }
         }
     }
     for pruned in &answer.pruned {
         writeln!(ctx.out, "{} pruned{suffix}", show(pruned))?;
+    }
+    if let Some(line) = answer.forecast.as_ref().and_then(order) {
+        writeln!(ctx.out, "{line}")?;
     }
     ctx.out.flush()?;
     note_kept(ctx, answer)
@@ -155,6 +158,69 @@ pub(crate) fn note_kept(ctx: &mut Ctx, answer: &v1::ApplyResponse) -> Result<(),
     Ok(())
 }
 
+/// What applying an object does: to instances, without restarting any, and by filling in what its manifest leaves out.
+pub(crate) fn consequences(applied: &v1::Applied) -> Vec<String> {
+    let mut lines = effects(&applied.effects);
+    if !applied.in_place.is_empty() {
+        lines.push(format!("without a restart: {}", few(applied.in_place.iter().map(String::as_str))));
+    }
+    if !applied.defaulted.is_empty() {
+        lines.push(format!("defaulted: {}", few(applied.defaulted.iter().map(String::as_str))));
+    }
+    lines
+}
+
+/// "a, b and 3 more"
+fn few<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let rest = names.len().saturating_sub(MANY);
+    let list = names.take(MANY).collect::<Vec<_>>().join(", ");
+    if rest > 0 { format!("{list} and {rest} more") } else { list }
+}
+
+/// So many names fit into a line.
+const MANY: usize = 10;
+
+/// "order: restart db-0 → api-0, api-1 → start web-0"; nothing when nothing waits for anything else.
+pub(crate) fn order(forecast: &v1::Forecast) -> Option<String> {
+    let steps = &forecast.steps;
+    if steps.last().is_none_or(|step| step.place < 2) {
+        return None;
+    }
+    let namespace = |step: &v1::Step| step.instance.as_ref().map(|it| it.namespace.clone()).unwrap_or_default();
+    let alone = steps.iter().all(|step| namespace(step) == namespace(&steps[0]));
+    let mut line = "order:".to_owned();
+    let (mut place, mut verb) = (0, "");
+    for step in steps.iter().take(3 * MANY) {
+        if place > 0 {
+            line.push_str(if step.place == place { "," } else { " →" });
+        }
+        place = step.place;
+        let next = word(step.kind());
+        if next != verb {
+            (verb, line) = (next, format!("{line} {next}"));
+        }
+        let instance = step.instance.as_ref().map(|it| it.name.as_str()).unwrap_or_default();
+        line = if alone { format!("{line} {instance}") } else { format!("{line} {}/{instance}", namespace(step)) };
+    }
+    let rest = steps.len().saturating_sub(3 * MANY);
+    if forecast.more {
+        line.push_str(" → …");
+    } else if rest > 0 {
+        line = format!("{line} → {rest} more");
+    }
+    Some(line)
+}
+
+/// The verb of an effect.
+fn word(kind: v1::effect::Kind) -> &'static str {
+    match kind {
+        v1::effect::Kind::Start => "start",
+        v1::effect::Kind::Restart => "restart",
+        v1::effect::Kind::Stop => "stop",
+        v1::effect::Kind::Unspecified => "touch",
+    }
+}
+
 /// "will restart web-0, web-1 (spec.command changed)": one line for instances that share what happens, and why.
 pub(crate) fn effects(effects: &[v1::Effect]) -> Vec<String> {
     let mut groups: Vec<(v1::effect::Kind, &str, Vec<&str>)> = Vec::new();
@@ -168,17 +234,7 @@ pub(crate) fn effects(effects: &[v1::Effect]) -> Vec<String> {
     groups
         .into_iter()
         .map(|(kind, why, names)| {
-            let verb = match kind {
-                v1::effect::Kind::Start => "start",
-                v1::effect::Kind::Restart => "restart",
-                v1::effect::Kind::Stop => "stop",
-                v1::effect::Kind::Unspecified => "touch",
-            };
-            let rest = names.len().saturating_sub(10);
-            let mut list = names.into_iter().take(10).collect::<Vec<_>>().join(", ");
-            if rest > 0 {
-                list = format!("{list} and {rest} more");
-            }
+            let (verb, list) = (word(kind), few(names.into_iter()));
             let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
             format!("will {verb} {list}{why}")
         })
@@ -255,6 +311,36 @@ pub(crate) async fn wait_ready(ctx: &mut Ctx, answer: &v1::ApplyResponse, timeou
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_order_says_what_comes_together_and_what_after_it() {
+        use v1::effect::Kind::{Restart, Start, Stop};
+        let step = |kind: v1::effect::Kind, namespace: &str, name: &str, place: u32| v1::Step {
+            kind: kind.into(),
+            instance: Some(v1::Reference { kind: "Instance".into(), namespace: namespace.into(), name: name.into() }),
+            place,
+        };
+        let mut steps = vec![step(Restart, "shop", "db-0", 1)];
+        assert_eq!(order(&v1::Forecast { steps: steps.clone(), more: false }), None, "nothing waits");
+        steps.extend([
+            step(Restart, "shop", "web-0", 2),
+            step(Start, "shop", "web-1", 2),
+            step(Stop, "shop", "x-0", 3),
+        ]);
+        assert_eq!(
+            order(&v1::Forecast { steps: steps.clone(), more: false }).unwrap(),
+            "order: restart db-0 → web-0, start web-1 → stop x-0"
+        );
+        steps.truncate(1);
+        steps.push(step(Restart, "data", "db-0", 2));
+        assert_eq!(
+            order(&v1::Forecast { steps: steps.clone(), more: true }).unwrap(),
+            "order: restart shop/db-0 → data/db-0 → …"
+        );
+        let many = (0..100).map(|i| step(Restart, "shop", &format!("w-{i}"), i + 1)).collect();
+        let line = order(&v1::Forecast { steps: many, more: false }).unwrap();
+        assert!(line.ends_with("w-28 → w-29 → 70 more"), "{line}");
+    }
 
     #[test]
     fn effects_with_one_reason_share_a_line() {

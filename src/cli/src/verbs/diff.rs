@@ -55,6 +55,7 @@ pub(crate) async fn run(ctx: &mut Ctx, args: Args) -> Result<Exit, Error> {
     for pruned in &answer.pruned {
         writeln!(ctx.out, "will prune {}", place(pruned))?;
     }
+    show_order(ctx, answer.forecast.as_ref())?;
     ctx.out.flush()?;
     note_kept(ctx, &answer)?;
     Ok(if differs || !answer.pruned.is_empty() { Exit::Failure } else { Exit::Ok })
@@ -76,11 +77,19 @@ async fn source(ctx: &mut Ctx, name: &str) -> Result<Exit, Error> {
     for deleted in &preview.deletes {
         writeln!(ctx.out, "will delete {}", place(deleted))?;
     }
+    show_order(ctx, preview.forecast.as_ref())?;
     if !preview.refused.is_empty() {
         ctx.out.flush()?;
         ctx.note(format_args!("A sync would refuse this: {}", preview.refused))?;
     }
     Ok(if differs || !preview.deletes.is_empty() { Exit::Failure } else { Exit::Ok })
+}
+
+fn show_order(ctx: &mut Ctx, forecast: Option<&v1::Forecast>) -> Result<(), Error> {
+    if let Some(line) = forecast.and_then(super::apply::order) {
+        writeln!(ctx.out, "{line}")?;
+    }
+    Ok(())
 }
 
 fn place(reference: &v1::Reference) -> String {
@@ -113,7 +122,7 @@ fn show_all(ctx: &mut Ctx, results: &[v1::Applied]) -> Result<bool, Error> {
         } else {
             ctx.out.write_all(text.as_bytes())?;
         }
-        for line in super::apply::effects(&applied.effects) {
+        for line in super::apply::consequences(applied) {
             writeln!(ctx.out, "{line}")?;
         }
     }

@@ -151,6 +151,9 @@ pub struct ApplyResponse {
     /// Of a dry run: why it would not be done, although each object is all right; empty: it would.
     #[prost(string, tag = "5")]
     pub refused: ::prost::alloc::string::String,
+    /// Of a dry run: what will happen to instances, in its order.
+    #[prost(message, optional, tag = "6")]
+    pub forecast: ::core::option::Option<Forecast>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Applied {
@@ -166,6 +169,12 @@ pub struct Applied {
     /// What will happen to running things.
     #[prost(message, repeated, tag = "5")]
     pub effects: ::prost::alloc::vec::Vec<Effect>,
+    /// What changes of a Process without a restart: "spec.stop.gracePeriod".
+    #[prost(string, repeated, tag = "6")]
+    pub in_place: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What was filled in because the manifest leaves it out: "spec.restartPolicy=Always", "spec.backoff".
+    #[prost(string, repeated, tag = "7")]
+    pub defaulted: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Nested message and enum types in `Applied`.
 pub mod applied {
@@ -211,6 +220,25 @@ pub mod applied {
             }
         }
     }
+}
+/// One thing that will happen to one instance.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Step {
+    #[prost(enumeration = "effect::Kind", tag = "1")]
+    pub kind: i32,
+    #[prost(message, optional, tag = "2")]
+    pub instance: ::core::option::Option<Reference>,
+    /// Its place in the order, from 1. What has the same does not wait for each other.
+    #[prost(uint32, tag = "3")]
+    pub place: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Forecast {
+    #[prost(message, repeated, tag = "1")]
+    pub steps: ::prost::alloc::vec::Vec<Step>,
+    /// There is more, which was not worked out.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Effect {
@@ -534,6 +562,9 @@ pub struct PreviewSourceResponse {
     /// why a sync would refuse to do it; empty: it would not
     #[prost(string, tag = "3")]
     pub refused: ::prost::alloc::string::String,
+    /// what will happen to instances, in its order; unset when there are waves, each of which waits for the one before
+    #[prost(message, optional, tag = "4")]
+    pub forecast: ::core::option::Option<Forecast>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RolloutRequest {
