@@ -70,6 +70,7 @@ fn every_example_has_a_test_and_is_valid() {
             "external.yaml",
             "fallback.yaml",
             "files.yaml",
+            "hooks.yaml",
             "jobs-like.yaml",
             "jobs.yaml",
             "limited.yaml",
@@ -173,6 +174,21 @@ fn probes_hold_back_gate_and_find_out() {
     proc::signal(proc::identity(instance.pid().unwrap()).unwrap(), libc::SIGSTOP);
     daemon.instance_when("watched-0", "restarted", |it| it.last_exit()["cause"] == "Liveness");
     daemon.instance_when("watched-0", "back", |it| it.ready() && it.restarts() >= 1);
+}
+
+#[test]
+fn hooked_has_its_directory_as_long_as_it_lives() {
+    let daemon = Daemon::start();
+    example(&daemon, "hooks.yaml");
+    let instances = running(&daemon, "default", "hooked", 1);
+    assert!(assert_serves(&instances)[0].contains("made"));
+    let port = instances[0].0["spec"]["ports"]["http"].as_u64().unwrap();
+    let directory = PathBuf::from(format!("/tmp/ostler-hooks-{port}"));
+    assert_eq!(fs::read_to_string(directory.join("pid")).unwrap().trim(), instances[0].pid().unwrap().to_string());
+    daemon.ok(&["stop", "process/hooked"]);
+    let instance = daemon.phase("hooked-0", "Stopped");
+    assert_eq!(instance.0["status"]["hooks"]["preStop"]["succeeded"], true, "{instance:?}");
+    assert!(!directory.exists());
 }
 
 #[test]

@@ -78,7 +78,9 @@ impl Topic {
             | Kind::Event => {}
         }
         match reason {
-            "Healthy" | "Unhealthy" | "ProbeFailed" | "ProbeCannotRun" | "StartupFailed" => Self::Health,
+            "Healthy" | "Unhealthy" | "ProbeFailed" | "ProbeCannotRun" | "StartupFailed" | "PostStartFailed" => {
+                Self::Health
+            }
             "OOMKilled"
             | "ResourceViolation"
             | "ResourcesExhausted"
@@ -98,6 +100,7 @@ impl Topic {
             | "BadWorkingDirectory"
             | "BadUser"
             | "StartFailed"
+            | "PreStartFailed"
             | "InvalidSchedule"
             | "FilesReplaced"
             | "FilesNotReplaced"

@@ -15,6 +15,7 @@ use crate::schedule::Schedule;
 use crate::time::Span;
 use crate::{name, signal};
 
+mod lifecycle;
 mod probes;
 mod resources;
 
@@ -331,6 +332,7 @@ fn spec(spec: &ProcessSpec, found: &mut Findings) {
     for (kind, probe) in spec.probes() {
         probes::check(spec, kind, probe, found);
     }
+    lifecycle::check(spec, found);
     if spec.logs.max_size.0 < 4096 {
         found.add("spec.logs.maxSize", "at least 4Ki");
     }

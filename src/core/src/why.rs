@@ -8,10 +8,12 @@ use serde::Serialize;
 
 use crate::graph::Node;
 use crate::kinds::{
-    Event, Exit, Instance, Phase, Process, ProcessSpec, RESTARTED_AT, RestartPolicy, STOPPED_AT, Severity, StopReason,
-    Truth,
+    Event, Exit, HookKind, Instance, Phase, Process, ProcessSpec, RESTARTED_AT, RestartPolicy, STOPPED_AT, Severity,
+    StopReason, Truth,
 };
-use crate::plan::instance::{DEPENDENCY_NOT_READY, DEPENDENCY_TIMEOUT, WAITS_FOR_DEPENDENTS, describe};
+use crate::plan::instance::{
+    DEPENDENCY_NOT_READY, DEPENDENCY_TIMEOUT, POST_START_PENDING, WAITS_FOR_DEPENDENTS, describe,
+};
 use crate::restart;
 use crate::time::{Span, Timestamp};
 
@@ -240,8 +242,11 @@ fn present(instance: &Instance, teller: &Teller) -> String {
         Phase::Running => {
             let condition = status.conditions.iter().find(|condition| condition.kind == "Ready");
             let message = condition.map_or("", |condition| condition.message.as_str());
+            let reason = condition.map_or("", |condition| condition.reason.as_str());
             let not_ready = if status.ready {
                 String::new()
+            } else if reason == POST_START_PENDING {
+                ", not ready: the postStart hook runs".to_owned()
             } else if message.is_empty() || status.fallback.is_some() {
                 ", not ready".to_owned()
             } else {
@@ -254,13 +259,21 @@ fn present(instance: &Instance, teller: &Teller) -> String {
             format!("{what}; attempt {attempt}{pid}{since}{not_ready}")
         }
         Phase::Starting => format!("attempt {attempt} is being started{since}"),
+        Phase::Stopping if status.reason == HookKind::PostStop.reason() => format!("{}{since}", status.message),
         Phase::Stopping | Phase::Stuck => {
             let Some(stopping) = &status.stopping else { return format!("is being stopped{since}") };
             let found = stopping.verdict.as_ref().map_or(String::new(), |verdict| format!(": {}", verdict.message));
-            let stuck = if status.phase == Phase::Stuck { "; killed, and the kernel does not let it go" } else { "" };
-            format!("attempt {attempt}{pid} is being stopped: {}{found}{stuck}", why_stopped(stopping.reason))
+            let more = if status.phase == Phase::Stuck {
+                "; killed, and the kernel does not let it go".to_owned()
+            } else if status.message.is_empty() {
+                String::new()
+            } else {
+                format!("; {}", status.message)
+            };
+            format!("attempt {attempt}{pid} is being stopped: {}{found}{more}", why_stopped(stopping.reason))
         }
         Phase::Pending | Phase::Failed if is_waiting(instance) => format!("{}{since}", status.message),
+        Phase::Pending if status.reason == HookKind::PreStart.reason() => format!("{}{since}", status.message),
         Phase::Pending => format!("has not been started yet{since}"),
         Phase::Backoff => format!("waits to be started again{since}"),
         Phase::Stopped if instance.metadata.is_deleting() => "is being deleted".to_owned(),
@@ -278,6 +291,7 @@ const fn why_stopped(reason: StopReason) -> &'static str {
         StopReason::Replaced => "replaced by another revision",
         StopReason::Deleted => "deleted",
         StopReason::StartupFailed => "it did not come up in time",
+        StopReason::PostStartFailed => "its postStart hook failed",
         StopReason::Unhealthy => "it was found not to work any more",
         StopReason::ResourceViolation => "it used more than it may",
         StopReason::LeaderExited => "its first process ended and others live",
@@ -315,7 +329,7 @@ const ASKED: [StopReason; 5] =
     [StopReason::Stopped, StopReason::Restarted, StopReason::Replaced, StopReason::Deleted, StopReason::Shutdown];
 
 /// Reasons of events that tell an end.
-const ENDS: [&str; 12] = [
+const ENDS: [&str; 14] = [
     "Crashed",
     "CommandNotFound",
     "PermissionDenied",
@@ -324,8 +338,10 @@ const ENDS: [&str; 12] = [
     "BadUser",
     "ResourcesExhausted",
     "StartFailed",
+    "PreStartFailed",
     "Unhealthy",
     "StartupFailed",
+    "PostStartFailed",
     "ResourceViolation",
     "OOMKilled",
 ];
@@ -401,6 +417,12 @@ fn next(instance: &Instance, teller: &Teller) -> String {
     let (metadata, status) = (&instance.metadata, &instance.status);
     let name = &metadata.name;
     match status.phase {
+        Phase::Stopping if status.reason == HookKind::PostStop.reason() => {
+            "what follows the end, when the postStop hook is over".to_owned()
+        }
+        Phase::Pending if status.reason == HookKind::PreStart.reason() => {
+            format!("attempt {} starts when the preStart hook is over", status.attempt + 1)
+        }
         Phase::Stopping | Phase::Stuck => status.stopping.as_ref().map_or_else(
             || "its end".to_owned(),
             |stopping| format!("SIGKILL {} if it still lives", teller.due(stopping.kill_at)),

@@ -9,7 +9,7 @@ use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use ostler_core::Timestamp;
 use ostler_core::config::{self, Resolved};
 use ostler_core::expand::expand;
-use ostler_core::kinds::{Enforcement, Instance, ProcessSpec, WhenBlocked};
+use ostler_core::kinds::{Enforcement, HookKind, Instance, ProcessSpec, WhenBlocked};
 use ostler_core::plan::instance::{StartError, StartErrorKind};
 use ostler_keeper::wire;
 use ostler_probe::{Prober, Surroundings};
@@ -117,6 +117,25 @@ pub(crate) fn surroundings(instance: &Instance, given: &Resolved) -> Result<Surr
     if !spec.probes().any(|(_, probe)| probe.exec.is_some()) {
         return Ok(Surroundings::default());
     }
+    beside(instance, given)
+}
+
+/// What a hook is run with, `more` besides what everything of the instance has; or why it cannot be run.
+pub(crate) fn hook_surroundings(
+    instance: &Instance,
+    given: &Resolved,
+    kind: HookKind,
+    more: &[(&'static str, String)],
+) -> Result<Surroundings, String> {
+    let mut surroundings = beside(instance, given)?;
+    let own = std::iter::once(("OSTLER_HOOK", kind.name().to_owned())).chain(more.iter().cloned());
+    surroundings.env.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    Ok(surroundings)
+}
+
+/// What a command beside the process is run with.
+fn beside(instance: &Instance, given: &Resolved) -> Result<Surroundings, String> {
+    let spec = &instance.spec.template;
     let identity = identity(spec)?;
     let Environment { env, hidden } = environment(instance, &identity, given, instance.spec.owner(), None)?;
     Ok(Surroundings {

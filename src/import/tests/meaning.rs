@@ -3,7 +3,7 @@
 
 use ostler_core::Span;
 use ostler_core::expand::expand;
-use ostler_core::kinds::{Process, RestartPolicy};
+use ostler_core::kinds::{FailurePolicy, Process, RestartPolicy};
 use ostler_core::object::decode;
 use ostler_import::{Effect, Error, Format, Imported, import, to_yaml};
 use ostler_manifest::{Input, load};
@@ -193,4 +193,32 @@ fn what_cannot_be_read_says_what_to_do() {
     let broken = import("x.yaml", "processes:\n  a: [\n", Some(Format::ProcessCompose));
     assert!(matches!(broken, Err(Error::Syntax { line: 2 | 3, .. })), "{broken:?}");
     assert!(matches!(import("Procfile", "web: x\n???\n", None), Err(Error::Syntax { line: 2, .. })));
+}
+
+#[test]
+fn commands_around_a_service_become_hooks() {
+    let unit = "[Service]\nEnvironment=DIR=/run/x\nExecStartPre=/bin/mkdir -p $DIR\nExecStartPre=-/bin/chown web $DIR\n\
+                ExecStart=/bin/web\nExecStartPost=-/bin/register ${MAINPID}\nExecStop=/bin/kill -USR1 $MAINPID\n\
+                ExecStopPost=/bin/rm -rf $DIR\nTimeoutStartSec=20\nTimeoutStopSec=40\n";
+    let (process, imported) = one(Format::Systemd, unit);
+    let lifecycle = process.spec.lifecycle.expect("there are hooks");
+    let found: Vec<_> = lifecycle
+        .hooks()
+        .map(|(kind, hook)| {
+            let command = hook.exec.as_ref().unwrap().command.join(" ");
+            (kind.name(), command, hook.timeout, hook.failure_policy)
+        })
+        .collect();
+    let hook = |name, command: &str, seconds, policy| (name, command.to_owned(), Span::from_secs(seconds), policy);
+    assert_eq!(
+        found,
+        [
+            hook("preStart", "sh -c /bin/mkdir -p $DIR && { /bin/chown web $DIR || true; }", 20, None),
+            hook("postStart", "/bin/register $(OSTLER_PID)", 20, Some(FailurePolicy::Ignore)),
+            hook("preStop", "/bin/kill -USR1 $(OSTLER_PID)", 40, None),
+            hook("postStop", "/bin/rm -rf /run/x", 40, None),
+        ]
+    );
+    assert!(process.spec.inherit_env.is_empty(), "{:?}", process.spec.inherit_env);
+    assert!(!imported.notes.iter().any(|note| note.to_string().contains("no equivalent: Service.Exec")));
 }

@@ -231,6 +231,9 @@ fn absolute_paths(spec: &mut Map<String, Value>, base: &Path) {
         }
     };
     resolve(spec.get_mut("command"));
+    for hook in spec.get_mut("lifecycle").and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut) {
+        resolve(hook.get_mut("exec").and_then(|exec| exec.get_mut("command")));
+    }
     for file in spec.get_mut("envFiles").and_then(Value::as_array_mut).into_iter().flatten() {
         if let Some(Value::String(path)) = file.get_mut("path")
             && !path.is_empty()

@@ -1,4 +1,4 @@
-//! `exec`: a command in a group of its own, of which nothing is left afterwards.
+//! `exec` of probes and hooks: a command in a group of its own, of which nothing is left afterwards.
 //!
 //! Threads that never end start the commands: the kernel kills a command when the thread dies that started it, which is
 //! wanted when this process dies and only then. There is another thread whenever all are busy, up to a bound, because a
@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -49,6 +49,11 @@ impl Plot {
 
     pub(crate) fn take(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0).try_acquire_owned().ok()
+    }
+
+    /// Takes it when nothing is left of the command before.
+    pub(crate) async fn taken(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0).acquire_owned().await.ok()
     }
 }
 
@@ -138,35 +143,98 @@ fn unique() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Runs the command once, for `timeout` at most from when it has begun. Dropping the future kills it. What could not
-/// begin within `timeout` could not be run.
+/// Runs the command of a probe once, for `timeout` at most from when it has begun. Dropping the future kills it. What
+/// could not begin within `timeout` could not be run.
 pub(crate) async fn check(exec: &ExecProbe, target: &Target, plot: &Plot, timeout: Span) -> Outcome {
     let surroundings = match &target.surroundings {
         Ok(surroundings) => surroundings,
         Err(why) => return Outcome::CannotRun(why.clone()),
     };
     let Some(room) = plot.take() else { return Outcome::CannotRun(HELD.to_owned()) };
-    let program = exec.command.first().map(String::as_str).unwrap_or_default();
+    let site = Site { uid: &target.uid, group: Site::below(&target.cgroup), surroundings };
+    let mut output = Output::beginning();
+    match run(&exec.command, &site, room, timeout, &mut output).await {
+        Ok(Ended::Exited(status)) => judge(status, &output.kept),
+        Ok(Ended::TimedOut) => Outcome::Failed(format!("no answer within {timeout}")),
+        Err(why) => Outcome::CannotRun(why),
+    }
+}
+
+/// Where a command runs, and as what.
+pub(crate) struct Site<'a> {
+    /// Of the instance.
+    pub(crate) uid: &'a str,
+    /// What the path of its cgroup begins with; none when there are no cgroups.
+    pub(crate) group: Option<PathBuf>,
+    pub(crate) surroundings: &'a Surroundings,
+}
+
+impl Site<'_> {
+    /// The beginning of the paths of groups below that of an attempt.
+    pub(crate) fn below(cgroup: &str) -> Option<PathBuf> {
+        (!cgroup.is_empty()).then(|| Path::new(cgroup).join(graves::BELOW))
+    }
+}
+
+/// How a command that was run came to an end.
+pub(crate) enum Ended {
+    Exited(ExitStatus),
+    TimedOut,
+}
+
+/// Runs a command for `timeout` at most from when it has begun; or says why it could not be run, also when it could not
+/// begin within `timeout`. Dropping the future kills it.
+pub(crate) async fn run(
+    command: &[String],
+    site: &Site<'_>,
+    room: OwnedSemaphorePermit,
+    timeout: Span,
+    output: &mut Output,
+) -> Result<Ended, String> {
+    let program = command.first().map(String::as_str).unwrap_or_default();
     let (started, running) = oneshot::channel();
-    let order = match order(exec, surroundings, target, room, started) {
-        Ok(order) => order,
-        Err(why) => return Outcome::CannotRun(format!("cannot make a group for the command: {why}")),
-    };
+    let order =
+        order(command, site, room, started).map_err(|why| format!("cannot make a group for the command: {why}"))?;
     let begun = Beginning(Some(order.group.place.clone()));
     if let Err(why) = Starters::get().submit(order) {
-        return Outcome::CannotRun(format!("there is no thread to start {program}: {why}"));
+        return Err(format!("there is no thread to start {program}: {why}"));
     }
     let running = match tokio::time::timeout(timeout.to_std(), running).await {
         Ok(Ok(Ok(running))) => running,
-        Ok(Ok(Err(why))) => return Outcome::CannotRun(format!("cannot execute {program}: {why}")),
-        Ok(Err(_)) => return Outcome::CannotRun("there is no thread for commands".to_owned()),
-        Err(_) => return Outcome::CannotRun(format!("{program} could not be started within {timeout}")),
+        Ok(Ok(Err(why))) => return Err(format!("cannot execute {program}: {why}")),
+        Ok(Err(_)) => return Err("there is no thread for commands".to_owned()),
+        Err(_) => return Err(format!("{program} could not be started within {timeout}")),
     };
     begun.done();
-    match tokio::time::timeout(timeout.to_std(), running.end()).await {
-        Ok(Ok((status, output))) => judge(status, &output),
-        Ok(Err(why)) => Outcome::CannotRun(format!("cannot watch {program}: {why}")),
-        Err(_) => Outcome::Failed(format!("no answer within {timeout}")),
+    match tokio::time::timeout(timeout.to_std(), running.end(output)).await {
+        Ok(Ok(status)) => Ok(Ended::Exited(status)),
+        Ok(Err(why)) => Err(format!("cannot watch {program}: {why}")),
+        Err(_) => Ok(Ended::TimedOut),
+    }
+}
+
+/// What is kept of what a command says.
+pub(crate) struct Output {
+    /// At most about [`OUTPUT`] bytes, or twice as many of the end.
+    pub(crate) kept: Vec<u8>,
+    end: bool,
+}
+
+impl Output {
+    pub(crate) fn beginning() -> Self {
+        Self { kept: Vec::new(), end: false }
+    }
+
+    pub(crate) fn end() -> Self {
+        Self { kept: Vec::new(), end: true }
+    }
+
+    fn add(&mut self, said: &[u8]) {
+        let room = if self.end { said.len() } else { OUTPUT.saturating_sub(self.kept.len()).min(said.len()) };
+        self.kept.extend_from_slice(&said[..room]);
+        if self.kept.len() > 2 * OUTPUT {
+            self.kept.drain(..self.kept.len() - OUTPUT);
+        }
     }
 }
 
@@ -203,19 +271,19 @@ fn judge(status: ExitStatus, output: &[u8]) -> Outcome {
 }
 
 fn order(
-    exec: &ExecProbe,
-    surroundings: &Surroundings,
-    target: &Target,
+    command: &[String],
+    site: &Site<'_>,
     room: OwnedSemaphorePermit,
     started: oneshot::Sender<io::Result<Running>>,
 ) -> io::Result<Order> {
+    let surroundings = site.surroundings;
     let expand = |word: &String| {
         let known = |name: &str| surroundings.env.get(name).filter(|_| !surroundings.hidden.contains(name)).cloned();
         ostler_core::expand::expand(word, known)
     };
-    let mut words = exec.command.iter().map(expand);
+    let mut words = command.iter().map(expand);
     let mut command = Command::new(words.next().unwrap_or_default());
-    let mark = format!("{}/{}{}", target.uid, graves::own(), unique());
+    let mark = format!("{}/{}{}", site.uid, graves::own(), unique());
     command
         .args(words)
         .env_clear()
@@ -223,16 +291,19 @@ fn order(
         .env(MARK, &mark)
         .current_dir(&surroundings.working_dir)
         .stdin(Stdio::null());
-    let (place, procs) = if target.cgroup.is_empty() {
-        (Place::Mark(mark), None)
-    } else {
-        let path = Path::new(&target.cgroup).join(format!("probe-{}{}", graves::own(), unique()));
-        fs::create_dir(&path)?;
-        match File::options().write(true).open(path.join("cgroup.procs")) {
-            Ok(procs) => (Place::Cgroup(path), Some(procs)),
-            Err(why) => {
-                let _ = fs::remove_dir(&path);
-                return Err(why);
+    let (place, procs) = match &site.group {
+        None => (Place::Mark(mark), None),
+        Some(prefix) => {
+            let mut path = prefix.clone().into_os_string();
+            path.push(format!("{}{}", graves::own(), unique()));
+            let path = PathBuf::from(path);
+            fs::create_dir(&path)?;
+            match File::options().write(true).open(path.join("cgroup.procs")) {
+                Ok(procs) => (Place::Cgroup(path), Some(procs)),
+                Err(why) => {
+                    let _ = fs::remove_dir(&path);
+                    return Err(why);
+                }
             }
         }
     };
@@ -240,7 +311,7 @@ fn order(
     let Surroundings { uid, gid, groups, .. } = surroundings.clone();
     // SAFETY: between fork and exec only system calls are made; everything they need was allocated before.
     unsafe { command.pre_exec(move || settle(parent, procs.as_ref(), uid, gid, &groups)) };
-    Ok(Order { command, group: Group { place, room: Some(room) }, started })
+    Ok(Order { command, group: Group { place, room: Some(Arc::new(room)) }, started })
 }
 
 /// In the child: joins the group, begins a session, becomes the user, and is tied to its parent's life.
@@ -269,9 +340,8 @@ fn settle(parent: u32, procs: Option<&File>, uid: Option<u32>, gid: Option<u32>,
 }
 
 impl Running {
-    /// Waits for the end of the command; its status and the beginning of its output.
-    async fn end(mut self) -> io::Result<(ExitStatus, Vec<u8>)> {
-        let mut output = Vec::new();
+    /// Waits for the end of the command, and takes what it says.
+    async fn end(mut self, output: &mut Output) -> io::Result<ExitStatus> {
         let Some((pidfd, pipe)) = self.fds.take() else { return Err(io::ErrorKind::NotFound.into()) };
         let (ended, pipe) = (readable(pidfd)?, readable(pipe)?);
         loop {
@@ -282,7 +352,7 @@ impl Running {
                 }
                 ready = pipe.readable() => {
                     let mut ready = ready?;
-                    match drain(pipe.get_ref(), &mut output) {
+                    match drain(pipe.get_ref(), output) {
                         Ok(Drained::Empty) => ready.clear_ready(),
                         Ok(Drained::More) => {}
                         // Only the end is to come.
@@ -295,12 +365,12 @@ impl Running {
             }
         }
         // What was written last came before the end.
-        let _ = drain(pipe.get_ref(), &mut output);
+        let _ = drain(pipe.get_ref(), output);
         let Some((child, group)) = self.grave.take() else { return Err(io::ErrorKind::NotFound.into()) };
         let (told, status) = oneshot::channel();
         graves::bury(Some(child), group, Some(told));
         let status = status.await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
-        Ok((status, output))
+        Ok(status)
     }
 }
 
@@ -322,17 +392,14 @@ enum Drained {
     Closed,
 }
 
-/// Reads what is there, and keeps the beginning.
-fn drain(pipe: &OwnedFd, output: &mut Vec<u8>) -> io::Result<Drained> {
+/// Reads what is there.
+fn drain(pipe: &OwnedFd, output: &mut Output) -> io::Result<Drained> {
     let mut buffer = [0; 4096];
     // Bounded: who writes without end must not keep us from seeing the time.
     for _ in 0..64 {
         match rustix::io::read(pipe, &mut buffer) {
             Ok(0) => return Ok(Drained::Closed),
-            Ok(read) => {
-                let room = OUTPUT.saturating_sub(output.len());
-                output.extend_from_slice(&buffer[..read.min(room)]);
-            }
+            Ok(read) => output.add(&buffer[..read]),
             Err(rustix::io::Errno::AGAIN) => return Ok(Drained::Empty),
             Err(rustix::io::Errno::INTR) => {}
             Err(why) => return Err(why.into()),

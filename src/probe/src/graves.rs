@@ -1,4 +1,4 @@
-//! Buries commands of exec probes: kills what lives of them, and looks again until nothing is left.
+//! Buries commands of exec probes and hooks: kills what lives of them, and looks again until nothing is left.
 //!
 //! One thread, because everything here blocks. Each grave is looked at again after a while that grows as long as somebody
 //! lives in it; marks in environments are looked for by one walk over all processes, for all graves at once.
@@ -10,15 +10,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
-use std::sync::{OnceLock, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::Target;
-
 /// Variable in the environment of a command that tells whose it is: `UID/` of the instance, [`own`], and a number.
 pub(crate) const MARK: &str = "OSTLER_PROBE";
+/// The names of groups below that of an attempt begin so, and go on with [`own`].
+pub(crate) const BELOW: &str = "probe-";
 /// Between two looks, at least and, when somebody does not die, at most.
 const PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -38,13 +38,13 @@ pub(crate) enum Place {
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) place: Place,
-    pub(crate) room: Option<OwnedSemaphorePermit>,
+    pub(crate) room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 enum Job {
     Bury(Option<Child>, Group, Option<oneshot::Sender<ExitStatus>>),
     Disturb(Place),
-    Leftovers { uid: String, cgroup: PathBuf },
+    Leftovers { uid: String, cgroup: PathBuf, room: Option<Arc<OwnedSemaphorePermit>> },
 }
 
 /// What the marks and groups of this process begin with, and of no other one.
@@ -81,10 +81,11 @@ pub(crate) fn disturb(place: Place) {
     let _ = jobs().send(Job::Disturb(place));
 }
 
-/// Ends what an earlier controller has left behind of its checks of this instance.
-pub(crate) fn bury_leftovers(target: &Target) {
-    let (uid, cgroup) = (target.uid.clone(), PathBuf::from(&target.cgroup));
-    let _ = jobs().send(Job::Leftovers { uid, cgroup });
+/// Ends what an earlier controller has left behind of its commands of this instance: below this cgroup, or anywhere when
+/// that is empty. The room is free when that is done.
+pub(crate) fn bury_leftovers(uid: &str, cgroup: &str, room: Option<OwnedSemaphorePermit>) {
+    let (uid, cgroup, room) = (uid.to_owned(), PathBuf::from(cgroup), room.map(Arc::new));
+    let _ = jobs().send(Job::Leftovers { uid, cgroup, room });
 }
 
 /// A command that has ended or has to.
@@ -142,14 +143,16 @@ impl Undertaker {
             Job::Disturb(Place::Cgroup(path)) => kill_cgroup(&path),
             // Before it is executed it bears no mark.
             Job::Disturb(Place::Mark(_) | Place::Foreign(_)) => {}
-            Job::Leftovers { uid, cgroup } if cgroup.as_os_str().is_empty() => {
-                self.dig(None, Group { place: Place::Foreign(uid), room: None }, None);
+            Job::Leftovers { uid, cgroup, room } if cgroup.as_os_str().is_empty() => {
+                self.dig(None, Group { place: Place::Foreign(uid), room }, None);
             }
-            Job::Leftovers { cgroup, .. } => {
+            Job::Leftovers { cgroup, room, .. } => {
                 for entry in fs::read_dir(&cgroup).into_iter().flatten().flatten() {
                     let name = entry.file_name();
-                    if name.as_bytes().strip_prefix(b"probe-").is_some_and(|rest| !rest.starts_with(own().as_bytes())) {
-                        self.dig(None, Group { place: Place::Cgroup(entry.path()), room: None }, None);
+                    let rest = name.as_bytes().strip_prefix(BELOW.as_bytes());
+                    if rest.is_some_and(|rest| !rest.starts_with(own().as_bytes())) {
+                        let room = room.clone();
+                        self.dig(None, Group { place: Place::Cgroup(entry.path()), room }, None);
                     }
                 }
             }
@@ -385,7 +388,7 @@ mod tests {
             let mark = format!("graves/{}{index}", own());
             let child = std::process::Command::new("sleep").arg("1000").env(MARK, &mark).spawn().unwrap();
             let permit = std::sync::Arc::clone(&room).try_acquire_owned().unwrap();
-            bury(Some(child), Group { place: Place::Mark(mark), room: Some(permit) }, None);
+            bury(Some(child), Group { place: Place::Mark(mark), room: Some(Arc::new(permit)) }, None);
         }
         std::thread::spawn(move || {
             while room.available_permits() < 100 {

@@ -1,4 +1,4 @@
-//! Probes: runs the checks of all instances and folds their results into verdicts.
+//! Probes and hooks: runs the checks of all instances and folds their results into verdicts, and runs hooks.
 //!
 //! One task schedules every check of every instance: a heap of times, each spread by jitter, and a bounded number of
 //! checks under way. Only what changes is reported; what follows from a verdict is decided by the planners of
@@ -11,6 +11,7 @@
 mod exec;
 mod graves;
 mod grpc;
+mod hooks;
 mod http;
 mod log;
 mod net;
@@ -26,6 +27,7 @@ use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+pub use hooks::{HookOrder, HookReport, Hooks};
 use ostler_core::allow::Allow;
 use ostler_core::kinds::{NotifyStatus, ProbeKind, ProbeStatus, ProbesStatus, ProcessSpec};
 use ostler_core::usage::Usage;

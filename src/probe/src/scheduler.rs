@@ -232,7 +232,7 @@ impl Scheduler {
         let known = target.known.as_deref();
         let has_command = target.spec.probes().any(|(_, probe)| probe.exec.is_some());
         if has_command && known.is_some() {
-            graves::bury_leftovers(&target);
+            graves::bury_leftovers(&target.uid, &target.cgroup, None);
         }
         let slot = self.free.pop().unwrap_or_else(|| {
             self.watched.push(None);

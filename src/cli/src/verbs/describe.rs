@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 use ostler_core::graph::Node;
-use ostler_core::kinds::{Dependency, EndCause, GROUP, ProcessSpec, Severities, Severity, SourceRevision};
+use ostler_core::kinds::{
+    Dependency, EndCause, FailurePolicy, GROUP, HookKind, HooksStatus, ProcessSpec, Severities, Severity,
+    SourceRevision,
+};
 use ostler_core::restart;
 use ostler_core::threshold::Rules;
 use ostler_rpc::v1;
@@ -303,6 +306,34 @@ impl Page {
         if stop.is_object() {
             self.line("Stop", format_args!("{}, SIGKILL after {}", text(&stop["signal"]), text(&stop["gracePeriod"])));
         }
+        self.hooks(spec);
+    }
+
+    /// What runs around the life of an instance.
+    fn hooks(&mut self, spec: &Value) {
+        let Ok(spec) = serde_json::from_value::<ProcessSpec>(spec.clone()) else { return };
+        for (kind, hook) in spec.lifecycle.iter().flat_map(|lifecycle| lifecycle.hooks()) {
+            let what = match (&hook.exec, &hook.http_get) {
+                (Some(exec), _) => rows::command(Some(&exec.command)),
+                (None, Some(get)) => format!("GET {}", get.path),
+                (None, None) => continue,
+            };
+            let ignored = if hook.failure_policy == Some(FailurePolicy::Ignore) { ", failures ignored" } else { "" };
+            self.line(kind.reason(), format_args!("{what}, at most {}{ignored}", hook.timeout));
+        }
+    }
+
+    /// What has come of them.
+    fn hook_results(&mut self, status: &Value, now: Timestamp) {
+        let Ok(hooks) = serde_json::from_value::<HooksStatus>(status["hooks"].clone()) else { return };
+        for kind in HookKind::ALL {
+            let Some(status) = hooks.get(kind) else { continue };
+            let word = if status.succeeded { "succeeded" } else { "failed" };
+            let at = status.at.map(|at| at.to_string());
+            let ago = at.map_or(String::new(), |at| format!(" {} ago", age(Some(&at), now)));
+            let said = if status.message.is_empty() { String::new() } else { format!(": {}", status.message) };
+            self.line("Hook", format_args!("{} of attempt {} {word}{ago}{said}", kind.name(), status.attempt));
+        }
     }
 
     /// The policy that follows each end, as it comes out when everything is multiplied.
@@ -561,6 +592,7 @@ impl Page {
             };
             self.line("Last exit", format_args!("{}{why}{ago}{cause}", exit.text()));
         }
+        self.hook_results(status, now);
         if let Some(since) = status["fallback"]["since"].as_str() {
             self.line("In its place", format_args!("the fallback, since {since} ({} ago)", age(Some(since), now)));
         }
@@ -810,6 +842,28 @@ mod tests {
         let mut plain = Page::default();
         plain.restarts(&json!({"command": ["x"]}));
         assert_eq!(plain.text, "");
+    }
+
+    #[test]
+    fn hooks_are_shown_with_what_came_of_them() {
+        let mut page = Page::default();
+        page.hooks(&json!({"command": ["x"], "lifecycle": {
+            "preStart": {"exec": {"command": ["mkdir", "-p", "/x"]}, "failurePolicy": "Ignore"},
+            "preStop": {"httpGet": {"port": 80, "path": "/bye"}, "timeout": "5s"}}}));
+        page.hook_results(
+            &json!({"hooks": {"preStart": {"attempt": 3, "succeeded": false, "message": "exit code 1"}}}),
+            now(),
+        );
+        let shown: Vec<String> =
+            page.text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(
+            shown,
+            [
+                "PreStart: mkdir -p /x, at most 30s, failures ignored",
+                "PreStop: GET /bye, at most 5s",
+                "Hook: preStart of attempt 3 failed: exit code 1",
+            ]
+        );
     }
 
     #[test]

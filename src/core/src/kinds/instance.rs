@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, Measure, ProbesStatus, ProcessSpec, ResourcesStatus, ViolationPolicy};
+use super::{Condition, HooksStatus, Measure, ProbesStatus, ProcessSpec, ResourcesStatus, ViolationPolicy};
 use crate::meta::Metadata;
 use crate::time::Timestamp;
 
@@ -144,6 +144,9 @@ pub struct InstanceStatus {
     /// What the probes of the last attempt that ran have found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<Box<ProbesStatus>>,
+    /// What has come of its hooks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Box<HooksStatus>>,
     /// What its thresholds have found and done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<Box<ResourcesStatus>>,
@@ -240,7 +243,7 @@ pub enum EndCause {
     Crash,
     /// It could not be started.
     ExecFailure,
-    /// It did not come up in time, and was stopped for that.
+    /// It did not come up in time, or its postStart hook failed, and it was stopped for that.
     Startup,
     /// It was found not to work any more, and was stopped for that.
     Liveness,
@@ -398,6 +401,16 @@ pub struct Verdict {
     /// The threshold that was exceeded, if it is that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub violation: Option<Violation>,
+    /// It is the postStart hook that failed.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub hook: bool,
+}
+
+impl Verdict {
+    /// The reason for stopping what it is about.
+    pub const fn reason(&self) -> StopReason {
+        if self.hook { StopReason::PostStartFailed } else { StopReason::of(self.cause) }
+    }
 }
 
 /// A threshold that was exceeded for too long.
@@ -425,6 +438,8 @@ pub enum StopReason {
     Deleted,
     /// It did not come up in time.
     StartupFailed,
+    /// Its postStart hook failed.
+    PostStartFailed,
     /// It was found not to work any more.
     Unhealthy,
     /// It used more than it may.
@@ -444,6 +459,7 @@ impl StopReason {
             Self::Replaced => "Replaced",
             Self::Deleted => "Deleted",
             Self::StartupFailed => "StartupFailed",
+            Self::PostStartFailed => "PostStartFailed",
             Self::Unhealthy => "Unhealthy",
             Self::ResourceViolation => "ResourceViolation",
             Self::LeaderExited => "LeaderExited",
@@ -466,7 +482,11 @@ impl StopReason {
     pub const fn is_asked(self) -> bool {
         match self {
             Self::Stopped | Self::Restarted | Self::Replaced | Self::Deleted | Self::Shutdown => true,
-            Self::StartupFailed | Self::Unhealthy | Self::ResourceViolation | Self::LeaderExited => false,
+            Self::StartupFailed
+            | Self::PostStartFailed
+            | Self::Unhealthy
+            | Self::ResourceViolation
+            | Self::LeaderExited => false,
         }
     }
 }

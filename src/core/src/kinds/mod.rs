@@ -7,6 +7,7 @@ mod event;
 mod external;
 mod instance;
 mod job;
+mod lifecycle;
 mod namespace;
 mod probe;
 mod process;
@@ -35,6 +36,7 @@ pub use instance::{
     InstanceStatus, JobShare, Phase, Severity, StopReason, Stopping, Verdict, Violation,
 };
 pub use job::{COMPLETE, FAILED, FAILURE_TARGET, Job, JobSpec, JobStatus, JobTemplate, RetryBackoff, SUSPENDED};
+pub use lifecycle::{FailurePolicy, Hook, HookKind, HookStatus, HooksStatus, Lifecycle};
 pub use namespace::{Namespace, NamespacePhase, NamespaceSpec, NamespaceStatus};
 pub use probe::{
     Check, ExecProbe, Grpc, Health, HttpGet, HttpHeader, LogLine, LogStream, NotifyProbe, NotifyStatus, PortRef, Probe,

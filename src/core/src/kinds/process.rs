@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Check, Condition, ConfigFile, Dependency, EnvFile, EnvFromSource, EnvVarSource, Fallback, FileWatch, Limits,
-    NotifyProbe, PastRevision, Probe, ProbeKind, Resources, ResourcesStatus, Restart, Rollout, Thresholds, Update,
-    WatchStatus,
+    Check, Condition, ConfigFile, Dependency, EnvFile, EnvFromSource, EnvVarSource, Fallback, FileWatch, Hook,
+    HookKind, Lifecycle, Limits, NotifyProbe, PastRevision, Probe, ProbeKind, Resources, ResourcesStatus, Restart,
+    Rollout, Thresholds, Update, WatchStatus,
 };
 use crate::meta::Metadata;
 use crate::quantity::Bytes;
@@ -110,6 +110,9 @@ pub struct ProcessSpec {
     /// How an instance is stopped.
     #[serde(default)]
     pub stop: Stop,
+    /// Hooks: what runs before and after the start of each instance, and before and after its end; nothing unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifecycle: Option<Box<Lifecycle>>,
     /// Whether an instance has come up: the other probes wait until it passes. As many failures in a row as its
     /// failureThreshold restart the instance as restartPolicy says, which bounds the time a start may take. Once passed,
     /// it is not run again.
@@ -475,6 +478,11 @@ impl ProcessSpec {
         ProbeKind::ALL.into_iter().filter_map(|kind| Some((kind, self.probe(kind)?)))
     }
 
+    /// One of the hooks.
+    pub fn hook(&self, kind: HookKind) -> Option<&Hook> {
+        self.lifecycle.as_ref()?.get(kind)
+    }
+
     /// The probe that has the process speak sd_notify(3), preferably the one with a watchdog.
     pub fn notify(&self) -> Option<&NotifyProbe> {
         let all = || {
@@ -517,6 +525,7 @@ impl ProcessSpec {
             fallback: _,
             success_exit_codes: _,
             stop: _,
+            lifecycle: _,
             startup_probe: _,
             readiness_probe: _,
             liveness_probe: _,
@@ -605,6 +614,7 @@ mod tests {
             ("fallback", serde_json::json!({"command": ["true"]})),
             ("readinessProbe", serde_json::json!({"tcpSocket": {"port": 1}})),
             ("livenessProbe", serde_json::json!({"exec": {"command": ["true"]}, "interval": "1s"})),
+            ("lifecycle", serde_json::json!({"preStop": {"exec": {"command": ["true"]}}})),
         ] {
             assert_eq!(with(key, value).revision(), base.revision(), "{key}");
         }

@@ -81,7 +81,14 @@ pub(super) fn verdict(spec: &ProcessSpec, status: &InstanceStatus) -> Option<Ver
         let status = probes.get(kind).filter(|status| status.verdict == Health::Failed)?;
         let said = if status.output.is_empty() { String::new() } else { format!(": {}", status.output) };
         let message = format!("{} probe failed, {} in a row{said}", kind.name(), status.failures);
-        Some(Verdict { attempt: probes.attempt, cause, severity: Severity::Critical, message, violation: None })
+        Some(Verdict {
+            attempt: probes.attempt,
+            cause,
+            severity: Severity::Critical,
+            message,
+            violation: None,
+            hook: false,
+        })
     };
     failed(ProbeKind::Startup, EndCause::Startup).or_else(|| {
         if pending(spec, probes, ProbeKind::Startup) { None } else { failed(ProbeKind::Liveness, EndCause::Liveness) }
@@ -94,7 +101,8 @@ fn pending(spec: &ProcessSpec, probes: &ProbesStatus, kind: ProbeKind) -> bool {
 }
 
 /// Decides whether the instance is ready, and publishes that and its health.
-pub(super) fn publish(spec: &ProcessSpec, status: &mut InstanceStatus, now: Timestamp) {
+/// `by_hook` is why a hook holds it back, if one does.
+pub(super) fn publish(spec: &ProcessSpec, status: &mut InstanceStatus, by_hook: Option<&'static str>, now: Timestamp) {
     // What was declared is what is counted on.
     let runs = status.phase == Phase::Running && status.fallback.is_none();
     let probes = status.probes.as_deref().filter(|_| runs);
@@ -102,11 +110,13 @@ pub(super) fn publish(spec: &ProcessSpec, status: &mut InstanceStatus, now: Time
         let kind = [ProbeKind::Startup, ProbeKind::Readiness].into_iter().find(|kind| pending(spec, probes, *kind))?;
         Some((kind, probes.get(kind)?))
     });
-    status.ready = runs && held_back.is_none();
+    let by_hook = by_hook.filter(|_| runs);
+    status.ready = runs && held_back.is_none() && by_hook.is_none();
     let (reason, message) = match held_back {
         Some((ProbeKind::Startup, probe)) => ("StartupProbePending", probe.output.clone()),
         Some((_, probe)) if probe.verdict == Health::Failed => ("ReadinessProbeFailed", probe.output.clone()),
         Some((_, probe)) => ("ReadinessProbePending", probe.output.clone()),
+        None if by_hook.is_some() => (by_hook.unwrap_or_default(), String::new()),
         None if status.ready => ("Running", String::new()),
         None => (status.reason.as_str(), String::new()),
     };

@@ -89,12 +89,12 @@ fn ready_is_who_runs_and_is_held_back_by_no_probe() {
         if kinds.is_empty() {
             status.probes = None;
         }
-        publish(&spec(kinds), &mut status, Timestamp::from_micros(1));
+        publish(&spec(kinds), &mut status, None, Timestamp::from_micros(1));
         let reason = |kind: &str| status.conditions.iter().find(|it| it.kind == kind).map(|it| it.reason.as_str());
         assert_eq!((status.ready, reason(READY).unwrap(), reason(HEALTHY)), expected, "{kinds:?}");
     }
     let mut stopped = InstanceStatus { reason: "Stopped".to_owned(), ..InstanceStatus::default() };
-    publish(&spec(&[Readiness]), &mut stopped, Timestamp::from_micros(1));
+    publish(&spec(&[Readiness]), &mut stopped, None, Timestamp::from_micros(1));
     assert!(!stopped.ready);
 }
 

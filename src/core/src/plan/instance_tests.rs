@@ -10,6 +10,8 @@ use crate::meta::Metadata;
 use crate::plan::depend::Waits;
 use crate::time::Span;
 
+#[path = "hooks_tests.rs"]
+mod hooks;
 #[path = "restart_tests.rs"]
 mod restarts;
 #[path = "thresholds_tests.rs"]
@@ -51,6 +53,9 @@ fn instance(more: &serde_json::Value) -> Instance {
     }
 }
 
+/// What a hook is told.
+type Told = Vec<(&'static str, String)>;
+
 /// A world that does what it is told: one process at most, whose fate the test decides.
 struct World {
     instance: Instance,
@@ -66,6 +71,9 @@ struct World {
     kills: u32,
     limited: Vec<u64>,
     removed: bool,
+    /// Every hook that was begun, with what it was told; and how often one was cancelled.
+    hooks: Vec<(HookKind, u64, Told)>,
+    cancelled: u32,
 }
 
 impl World {
@@ -82,6 +90,8 @@ impl World {
             kills: 0,
             limited: Vec::new(),
             removed: false,
+            hooks: Vec::new(),
+            cancelled: 0,
         }
     }
 
@@ -106,6 +116,17 @@ impl World {
     fn act(&mut self, action: &Action) {
         match *action {
             Action::Record => {}
+            Action::Hook { kind, attempt, ref env } => {
+                let before = self.observed.hooks.take().unwrap_or_default();
+                assert!(before.iter().all(|run| run.result.is_some()), "two hooks at a time");
+                self.hooks.push((kind, attempt, env.clone()));
+                let runs = before.into_iter().chain([HookRun { attempt, kind, result: None }]);
+                self.observed.hooks = Some(runs.collect());
+            }
+            Action::CancelHook => {
+                let runs = self.observed.hooks.take().unwrap_or_default();
+                self.cancelled += u32::from(runs.iter().any(|run| run.result.is_none()));
+            }
             Action::Spawn { attempt } => {
                 assert!(self.observed.attempts.iter().all(|held| held.state.is_over()), "a second copy");
                 assert!(self.spawned.iter().all(|(number, _)| *number < attempt), "a number used twice");
@@ -155,7 +176,8 @@ impl World {
     fn condemn(&mut self, cause: EndCause, severity: Severity) {
         let attempt = self.observed.attempts.last().expect("something runs").number;
         let message = "it does not work".to_owned();
-        self.observed.verdict = Some(Box::new(Verdict { attempt, cause, severity, message, violation: None }));
+        self.observed.verdict =
+            Some(Box::new(Verdict { attempt, cause, severity, message, violation: None, hook: false }));
         self.settle();
         assert_eq!(self.phase(), (Phase::Stopping, StopReason::of(cause).name()));
         self.end(ExitStatus::Code(0));
@@ -397,8 +419,14 @@ fn a_stop_by_hand_takes_precedence_over_a_verdict() {
     let mut world = World::new(&json!({}));
     world.settle();
     let message = "it does not work".to_owned();
-    let verdict =
-        Verdict { attempt: 1, cause: EndCause::Liveness, severity: Severity::Critical, message, violation: None };
+    let verdict = Verdict {
+        attempt: 1,
+        cause: EndCause::Liveness,
+        severity: Severity::Critical,
+        message,
+        violation: None,
+        hook: false,
+    };
     world.observed.verdict = Some(Box::new(verdict));
     world.settle();
     world.instance.spec.stopped_at = Some(world.now);

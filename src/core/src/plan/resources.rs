@@ -183,6 +183,7 @@ pub(super) fn verdict(spec: &ProcessSpec, status: &InstanceStatus, now: Timestam
         let mut all = rules.thresholds.iter().map(|(threshold, _)| threshold);
         let threshold = all.find(|it| it.measure == exceeded.resource && it.policy.ends())?;
         Some(Verdict {
+            hook: false,
             attempt: resources.attempt,
             cause: EndCause::Resource,
             severity: Severity::Critical,

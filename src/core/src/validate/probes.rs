@@ -41,7 +41,7 @@ pub(super) fn check(spec: &ProcessSpec, kind: ProbeKind, probe: &Probe, found: &
     }
 }
 
-fn target(spec: &ProcessSpec, check: Check<'_>, field: &dyn Fn(&str) -> String, found: &mut Findings) {
+pub(super) fn target(spec: &ProcessSpec, check: Check<'_>, field: &dyn Fn(&str) -> String, found: &mut Findings) {
     match check {
         Check::HttpGet(get) => {
             port(spec, &get.port, field, found);

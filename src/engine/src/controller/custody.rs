@@ -62,6 +62,7 @@ impl<D: Driver> Controller<D> {
     fn greet(&mut self, hello: wire::Hello) {
         let cgroup = if hello.cgroup_mode == "none" { "" } else { hello.cgroup_detail.as_str() };
         self.prober.listen_to(hello.pid, cgroup);
+        self.bury_hooks(cgroup);
         if self.custody.hello.is_some() {
             info!(version = hello.version, "the keeper's program was replaced");
             self.custody.replaced = true;

@@ -79,7 +79,11 @@ impl<D: Driver> Controller<D> {
         let uid = entry.object.metadata.uid.clone();
         let runs = entry.observed.attempts.iter().rev().find(|attempt| attempt.state == AttemptState::Running);
         let Some(attempt) = runs.map(|attempt| attempt.number) else {
-            let over = entry.observed.synced && entry.observed.starting.is_none() && entry.observed.attempts.is_empty();
+            let observed = &entry.observed;
+            let over = observed.synced
+                && observed.starting.is_none()
+                && observed.attempts.is_empty()
+                && observed.hooks.is_none();
             if over && !status.is_live() {
                 self.remove_files(&uid);
             }

@@ -80,6 +80,7 @@ impl<D: Driver> Controller<D> {
                 self.queue.add_at(request, now + coalesce(siblings));
             }
         }
+        self.settle_hooks(id);
         if let Some(at) = plan.wake_at {
             self.queue.add_at(Request::Instance(id.clone()), at);
         }
@@ -136,6 +137,8 @@ impl<D: Driver> Controller<D> {
         let span = self.observer.acting(id, action, plan);
         let uid = entry.object.metadata.uid.clone();
         match *action {
+            Action::Hook { kind, attempt, ref env } => self.run_hook(id, kind, attempt, env, now),
+            Action::CancelHook => self.cancel_hook(id),
             Action::Record => {
                 entry.must_be_stored();
                 self.writer.take_mark(id);
@@ -343,6 +346,7 @@ impl<D: Driver> Controller<D> {
         self.observer.removed(id);
         let Some(entry) = self.world.remove_instance(id) else { return };
         self.prober.forget(id);
+        self.hooks.cancel(id);
         self.sampler.untrack(id.clone(), None);
         let metadata = &entry.object.metadata;
         if !entry.object.spec.template.files.is_empty() {

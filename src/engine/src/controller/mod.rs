@@ -7,6 +7,7 @@ mod custody;
 mod depend;
 mod files;
 mod health;
+mod hooks;
 mod instances;
 mod jobs;
 mod observer;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ostler_core::{Kind, Span, Timestamp};
-use ostler_probe::{Prober, Report};
+use ostler_probe::{HookReport, Hooks, Prober, Report};
 use ostler_store::{Store, Watch, WatchEnded};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
@@ -120,6 +121,8 @@ pub struct Controller<D> {
     sampler: Sampler,
     prober: Prober,
     probed: mpsc::UnboundedReceiver<Report>,
+    hooks: Hooks,
+    hooked: mpsc::UnboundedReceiver<HookReport>,
     /// Handed to the sampler, which answers by it.
     crossings: mpsc::UnboundedSender<Crossing>,
     crossed: mpsc::UnboundedReceiver<Crossing>,
@@ -153,6 +156,7 @@ enum Woken {
     Changed(Kind, Result<Vec<ostler_store::Event>, WatchEnded>),
     Written(Outcome),
     Probed(Vec<Report>),
+    Hooked(Vec<HookReport>),
     Crossed(Vec<Crossing>),
     Command(Option<Command>),
     Tuned,
@@ -164,6 +168,7 @@ impl<D: Driver> Controller<D> {
     /// Recovers everything the store knows, and prepares to run. The handle is for the API.
     pub async fn new(start: Start<D>) -> Result<(Self, Handle), StartFailed> {
         let (sender, commands) = mpsc::channel(256);
+        let (hooks, hooked) = Hooks::new(start.probes.allow.clone());
         let (prober, probed) =
             Prober::start(ostler_probe::Settings { usage: Some(Arc::new(start.sampler.clone())), ..start.probes });
         let (crossings, crossed) = mpsc::unbounded_channel();
@@ -182,6 +187,8 @@ impl<D: Driver> Controller<D> {
             sampler: start.sampler.clone(),
             prober,
             probed,
+            hooks,
+            hooked,
             crossings,
             crossed,
             queue: Queue::new(),
@@ -234,6 +241,7 @@ impl<D: Driver> Controller<D> {
                 events = self.namespaces.next() => Woken::Changed(Kind::Namespace, events),
                 outcome = self.writer.next() => Woken::Written(outcome),
                 reports = all(&mut self.probed) => Woken::Probed(reports),
+                reports = all(&mut self.hooked) => Woken::Hooked(reports),
                 crossings = all(&mut self.crossed) => Woken::Crossed(crossings),
                 command = self.commands.recv() => Woken::Command(command),
                 _ = ticks.tick() => {
@@ -248,6 +256,7 @@ impl<D: Driver> Controller<D> {
                 Woken::Driver(events) => self.take_custody_events(events),
                 Woken::Written(outcome) => self.take_outcome(outcome),
                 Woken::Probed(reports) => self.take_reports(reports),
+                Woken::Hooked(reports) => self.take_hook_reports(reports),
                 Woken::Crossed(crossings) => self.take_crossings(crossings),
                 Woken::Command(Some(command)) => self.take_command(command),
                 // Every handle is gone: the API has ended, and with it the daemon.

@@ -205,6 +205,8 @@ impl Observer {
             Action::Kill { attempt } => ("kill", Some(*attempt)),
             Action::Forget { attempt } => ("forget", Some(*attempt)),
             Action::Limit { attempt, .. } => ("limit", Some(*attempt)),
+            Action::Hook { attempt, .. } => ("hook", Some(*attempt)),
+            Action::CancelHook => ("cancel-hook", None),
             Action::Remove => ("remove", None),
         };
         let span = info_span!(
@@ -229,6 +231,8 @@ impl Observer {
                 | Action::Kill { .. }
                 | Action::Forget { .. }
                 | Action::Limit { .. }
+                | Action::Hook { .. }
+                | Action::CancelHook
                 | Action::Remove => {}
             }
         }

@@ -91,7 +91,7 @@ fn process(mut draft: Draft, mut fields: Fields, project: &Project, notes: &mut 
         );
     }
     availability(&mut draft, fields.part("availability", notes), notes);
-    shutdown(&mut draft, fields.part("shutdown", notes), notes);
+    shutdown(&mut draft, fields.part("shutdown", notes), &mut source, notes);
     logs(&mut draft, &mut fields, notes);
     if let Some((texts, line)) = fields.texts("success_exit_codes", notes) {
         let codes: Vec<u8> = texts.iter().filter_map(|text| text.trim().parse().ok()).collect();
@@ -181,6 +181,9 @@ struct Text<'a> {
     /// Whether anything asked for the number of the copy.
     ordinal: bool,
 }
+
+/// Seconds that process-compose gives a command that stops a process.
+const SHUTDOWN_TIMEOUT: u64 = 10;
 
 /// Stands for the number of the copy until dollar signs have been dealt with.
 const ORDINAL: char = '\u{e000}';
@@ -308,17 +311,27 @@ fn availability(draft: &mut Draft, mut fields: Fields, notes: &mut Notes) {
     fields.finish(notes);
 }
 
-fn shutdown(draft: &mut Draft, mut fields: Fields, notes: &mut Notes) {
+fn shutdown(draft: &mut Draft, mut fields: Fields, source: &mut Text<'_>, notes: &mut Notes) {
     if let Some((signal, line)) = fields.text("signal", notes) {
         draft.signal(&signal, line, &fields.path("signal"), notes);
     }
-    if let Some((seconds, _)) = fields.count("timeout_seconds", notes) {
+    let seconds = fields.count("timeout_seconds", notes);
+    if let Some((seconds, _)) = seconds {
         draft.stop(None, Some(Span::from_secs(seconds)));
     }
     if let Some((true, line)) = fields.flag("parent_only", notes) {
         notes.near(line, &fields.path("parent_only"), "the signal goes to every process of the tree");
     }
-    fields.lost(&["command"], "a process is stopped by a signal", notes);
+    if let Some((text, line)) = fields.text("command", notes) {
+        let about = fields.path("command");
+        let text = source.command(&text, draft, &about, line, notes);
+        let words = words::for_shell(&text, &source.project.shell);
+        let command: Vec<String> = words.iter().map(|word| ordinal(&words::literal(word))).collect();
+        // What it leaves running would be killed there, too, after this time.
+        let timeout = Span::from_secs(seconds.map_or(SHUTDOWN_TIMEOUT, |(seconds, _)| seconds.max(1)));
+        draft.set_in("lifecycle", "preStop", json!({"exec": {"command": command}, "timeout": timeout.to_string()}));
+        notes.near(line, &about, "runs within the grace period, and the signal follows it");
+    }
     fields.finish(notes);
 }
 

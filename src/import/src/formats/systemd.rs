@@ -77,7 +77,8 @@ fn service(mut draft: Draft, mut fields: Fields, mut unit: Fields, stem: &str, n
     let oneshot = kind(&mut fields, notes);
     command::read(&mut draft, &mut fields, &specifiers, notes);
     restarts(&mut draft, &mut fields, &mut unit, oneshot, notes);
-    stop(&mut draft, &mut fields, notes);
+    let timeouts = stop(&mut draft, &mut fields, notes);
+    command::hooks(&mut draft, &mut fields, &specifiers, &timeouts, notes);
     limits(&mut draft, &mut fields, notes);
     left_out(&mut fields, notes);
     fields.finish(notes);
@@ -287,7 +288,8 @@ fn exit_codes(draft: &mut Draft, fields: &mut Fields, notes: &mut Notes) {
     fields.lost(&["RestartForceExitStatus"], "no exit code restarts against restartPolicy", notes);
 }
 
-fn stop(draft: &mut Draft, fields: &mut Fields, notes: &mut Notes) {
+/// How it is stopped; how long systemd would wait for commands around start and stop.
+fn stop(draft: &mut Draft, fields: &mut Fields, notes: &mut Notes) -> command::Timeouts {
     for key in ["KillSignal", "RestartKillSignal", "FinalKillSignal"] {
         let about = fields.path(key);
         if let Some((signal, line)) = fields.text(key, notes) {
@@ -301,7 +303,12 @@ fn stop(draft: &mut Draft, fields: &mut Fields, notes: &mut Notes) {
     let both = span(fields, "TimeoutSec", notes);
     let grace = span(fields, "TimeoutStopSec", notes).or(both).map_or(STOP_TIMEOUT, |(span, _)| span);
     draft.stop(None, Some(grace.min(FOREVER)));
-    if let Some((start, line)) = span(fields, "TimeoutStartSec", notes)
+    let start = span(fields, "TimeoutStartSec", notes);
+    let timeouts = command::Timeouts {
+        start: start.or(both).map_or(STOP_TIMEOUT, |(span, _)| span).min(FOREVER),
+        stop: grace.min(FOREVER),
+    };
+    if let Some((start, line)) = start
         && start < FOREVER
     {
         notes.lost(line, &fields.path("TimeoutStartSec"), "a process is ready when it runs");
@@ -317,6 +324,7 @@ fn stop(draft: &mut Draft, fields: &mut Fields, notes: &mut Notes) {
     if let Some((true, line)) = fields.flag("SendSIGHUP", notes) {
         notes.lost(line, &fields.path("SendSIGHUP"), "there is one signal to stop");
     }
+    timeouts
 }
 
 /// A time as systemd writes it; `infinity` is as long as can be, and so is 0 for a timeout.
@@ -359,8 +367,8 @@ fn limits(draft: &mut Draft, fields: &mut Fields, notes: &mut Notes) {
 }
 
 fn left_out(fields: &mut Fields, notes: &mut Notes) {
-    let hooks = "a process has no commands around it; a shell can run them: sh -c 'before && exec program'";
-    fields.lost(&["ExecStartPre", "ExecStartPost", "ExecStop", "ExecStopPost", "ExecCondition"], hooks, notes);
+    let condition = "a preStart hook that fails is a failed start; there is none that skips one";
+    fields.lost(&["ExecCondition"], condition, notes);
     fields.lost(&["ExecReload"], "reload it by: ostler signal HUP", notes);
     if let Some((true, line)) = fields.flag("RemainAfterExit", notes) {
         notes.lost(line, &fields.path("RemainAfterExit"), "a process that ended is not running");

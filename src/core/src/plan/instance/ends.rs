@@ -5,45 +5,76 @@ use super::{Action, Attempt, AttemptState, Planner, StartError, StartErrorKind};
 use crate::backoff;
 use crate::breaker::{self, Change};
 use crate::kinds::{
-    EndCause, EndCount, Exit, ExitStatus, FallbackSince, InstanceStatus, Phase, RestartPolicy, Severity, StopReason,
-    Stopping, Violation, ViolationPolicy,
+    EndCause, EndCount, Exit, ExitStatus, FallbackSince, InstanceStatus, Phase, ProcessSpec, RestartPolicy, Severity,
+    StopReason, Stopping, Verdict, Violation, ViolationPolicy,
 };
 use crate::plan::Note;
 use crate::plan::resources;
 use crate::time::Timestamp;
 use crate::{kinds, restart, signal};
 
-/// The end of an attempt that nobody asked for.
-struct End<'a> {
-    exit: ExitStatus,
+/// How an attempt ended.
+pub(super) struct Outcome<'a> {
+    pub(super) exit: ExitStatus,
+    pub(super) at: Timestamp,
+    /// The machine was rebooted.
+    pub(super) reboot: bool,
+    /// Why no process could be made.
+    pub(super) error: Option<&'a StartError>,
+}
+
+impl<'a> Outcome<'a> {
+    /// None while it is not over.
+    pub(super) fn of(attempt: &'a Attempt) -> Option<Self> {
+        match &attempt.state {
+            AttemptState::FailedToStart(error) => {
+                let exit = ExitStatus::Error(error.message.clone());
+                Some(Self { exit, at: error.at, reboot: false, error: Some(error) })
+            }
+            AttemptState::Ended { status, at, reboot } => {
+                Some(Self { exit: status.clone(), at: *at, reboot: *reboot, error: None })
+            }
+            AttemptState::Running | AttemptState::LeaderExited { .. } | AttemptState::Stuck => None,
+        }
+    }
+}
+
+/// What the end of an attempt is judged to be, as if nobody had asked for it.
+struct Judged {
     cause: EndCause,
     severity: Severity,
-    at: Timestamp,
-    error: Option<&'a StartError>,
-    violation: Option<Violation>,
+    success: bool,
+    reason: &'static str,
     story: String,
 }
 
+/// The end of an attempt that nobody asked for.
+struct End<'a> {
+    judged: Judged,
+    at: Timestamp,
+    error: Option<&'a StartError>,
+    violation: Option<Violation>,
+}
+
 impl Planner<'_> {
-    /// Folds every end that custody reports into the status, once each, and lets custody forget it.
-    pub(super) fn record_ends(&mut self) {
+    /// Folds every end that custody reports into the status, once each, and lets custody forget it. False when there is
+    /// one whose hooks are not over.
+    pub(super) fn record_ends(&mut self) -> bool {
         let observed = self.observed;
         for attempt in observed.attempts.iter().filter(|attempt| attempt.state.is_over()) {
             if attempt.number > self.plan.status.ended_attempt {
+                if !self.may_be_recorded(attempt) {
+                    return false;
+                }
                 self.record_end(attempt);
             }
             self.plan.actions.push(Action::Forget { attempt: attempt.number });
         }
+        self.record_failed_start()
     }
 
-    fn record_end(&mut self, attempt: &Attempt) {
-        let (exit, at, reboot, error) = match &attempt.state {
-            AttemptState::FailedToStart(error) => {
-                (ExitStatus::Error(error.message.clone()), error.at, false, Some(error))
-            }
-            AttemptState::Ended { status, at, reboot } => (status.clone(), *at, *reboot, None),
-            AttemptState::Running | AttemptState::LeaderExited { .. } | AttemptState::Stuck => return,
-        };
+    pub(super) fn record_end(&mut self, attempt: &Attempt) {
+        let Some(Outcome { exit, at, reboot, error }) = Outcome::of(attempt) else { return };
         self.count_start(attempt);
         let status = &mut self.plan.status;
         status.ended_attempt = attempt.number;
@@ -61,12 +92,12 @@ impl Planner<'_> {
             oom_killed: attempt.oom_killed,
         });
         let stopping = status.stopping.take();
-        let (cause, severity, story) = judge(&exit, error, attempt.oom_killed, stopping.as_ref());
+        let judged = judge(&self.instance.spec.template, attempt, &exit, error, stopping.as_ref());
         let violation =
             stopping.as_ref().and_then(|stopping| stopping.verdict.as_ref()).and_then(|verdict| verdict.violation);
         let asked = stopping.filter(|stopping| stopping.reason.is_asked());
         if let Some(stopping) = asked {
-            self.enter_at(Phase::Stopped, stopping.reason.name(), story, at);
+            self.enter_at(Phase::Stopped, stopping.reason.name(), judged.story, at);
             // The end of the daemon is nobody's word about the command that was given up.
             let fallback = self.plan.status.fallback.take().filter(|_| stopping.reason == StopReason::Shutdown);
             self.forgive();
@@ -79,7 +110,19 @@ impl Planner<'_> {
                 self.plan.status.done = true;
             }
         } else {
-            self.ended_by_itself(attempt, End { exit, cause, severity, at, error, violation, story });
+            self.ended_by_itself(attempt, End { judged, at, error, violation });
+        }
+    }
+
+    /// The reason of an end, as it will be published.
+    pub(super) fn why_ended(&self, attempt: &Attempt) -> &'static str {
+        let stopping = self.plan.status.stopping.as_ref();
+        match (stopping.filter(|stopping| stopping.reason.is_asked()), Outcome::of(attempt)) {
+            (Some(asked), _) => asked.reason.name(),
+            (None, Some(Outcome { exit, error, .. })) => {
+                judge(&self.instance.spec.template, attempt, &exit, error, stopping).reason
+            }
+            (None, None) => "",
         }
     }
 
@@ -94,27 +137,14 @@ impl Planner<'_> {
 
     /// Policy: what follows an end that nobody asked for.
     fn ended_by_itself(&mut self, attempt: &Attempt, end: End<'_>) {
-        let End { exit, cause, severity, at, error, violation, story } = end;
-        // What was being stopped already had its reason before.
-        let oom_killed = attempt.oom_killed && severity == Severity::Emergency;
+        let End { judged: Judged { cause, severity, success, reason, story }, at, error, violation } = end;
         let template = &self.instance.spec.template;
         let policy = template.restart_policy;
-        // What was stopped because it did not work has failed, whatever it says in the end.
-        let success = cause == EndCause::Crash
-            && matches!(exit, ExitStatus::Code(code)
-            if template.success_exit_codes.iter().any(|good| i32::from(*good) == code));
         let status = &mut self.plan.status;
         let rules = restart::policy(template, cause, severity);
         if at.since(attempt.started_at) >= template.backoff.reset_after {
             forget_ends(status);
         }
-        let reason = match (cause, error) {
-            (_, Some(error)) => error.kind.reason(),
-            (EndCause::Crash | EndCause::ExecFailure, None) if success => "Completed",
-            (EndCause::Crash | EndCause::ExecFailure, None) => "Crashed",
-            (EndCause::Resource, None) if oom_killed => "OOMKilled",
-            (EndCause::Startup | EndCause::Liveness | EndCause::Resource, None) => StopReason::of(cause).name(),
-        };
         let note = if success { Note::normal(reason, story.clone()) } else { Note::warning(reason, story.clone()) };
         self.plan.notes.push(note);
         if let Some(exit) = status.last_exit.as_mut().filter(|_| !success) {
@@ -266,15 +296,42 @@ fn count_end(status: &mut InstanceStatus, own: Option<EndCause>, failed: u32) ->
     (count.streak, count.failures)
 }
 
-/// Why an attempt ended, how bad that is, and the whole story; as if nobody had asked for it.
+/// What an end is, as if nobody had asked for it.
 fn judge(
+    template: &ProcessSpec,
+    attempt: &Attempt,
+    exit: &ExitStatus,
+    error: Option<&StartError>,
+    stopping: Option<&Stopping>,
+) -> Judged {
+    let verdict = stopping.and_then(|stopping| stopping.verdict.as_deref());
+    let (cause, severity, story) = why(exit, error, attempt.oom_killed, verdict);
+    // What was stopped because it did not work has failed, whatever it says in the end.
+    let success = cause == EndCause::Crash
+        && matches!(exit, ExitStatus::Code(code)
+        if template.success_exit_codes.iter().any(|good| i32::from(*good) == *code));
+    let reason = match (cause, error) {
+        (_, Some(error)) => error.kind.reason(),
+        (EndCause::Crash | EndCause::ExecFailure, None) if success => "Completed",
+        (EndCause::Crash | EndCause::ExecFailure, None) => "Crashed",
+        // What was being stopped already had its reason before.
+        (EndCause::Resource, None) if attempt.oom_killed && severity == Severity::Emergency => "OOMKilled",
+        (EndCause::Startup | EndCause::Liveness | EndCause::Resource, None) => {
+            verdict.map_or(StopReason::of(cause), Verdict::reason).name()
+        }
+    };
+    Judged { cause, severity, success, reason, story }
+}
+
+/// Why an attempt ended, how bad that is, and the whole story.
+fn why(
     exit: &ExitStatus,
     error: Option<&StartError>,
     oom_killed: bool,
-    stopping: Option<&Stopping>,
+    verdict: Option<&Verdict>,
 ) -> (EndCause, Severity, String) {
     let story = describe(exit);
-    if let Some(verdict) = stopping.and_then(|stopping| stopping.verdict.as_deref()) {
+    if let Some(verdict) = verdict {
         return (verdict.cause, verdict.severity, format!("{}; {story}", verdict.message));
     }
     if oom_killed {

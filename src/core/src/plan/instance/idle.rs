@@ -11,6 +11,7 @@ impl Planner<'_> {
     pub(super) fn idle(&mut self, want: Want) {
         if want != Want::Run {
             self.plan.status.waiting_since = None;
+            self.cancel_hooks();
         }
         match want {
             Want::Gone => {
@@ -40,7 +41,7 @@ impl Planner<'_> {
         }
     }
 
-    fn start_when_due(&mut self) {
+    pub(super) fn start_when_due(&mut self) {
         let spec = &self.instance.spec;
         let asked = spec.started_at > self.plan.status.start_answered;
         if asked
@@ -91,6 +92,8 @@ impl Planner<'_> {
             status.revision.clone_from(&spec.revision);
             status.restarted_at = spec.restarted_at;
             status.start_answered = spec.started_at;
+            // A hook that prepares the start of something else is of no use.
+            self.cancel_hooks();
             self.plan.actions.push(Action::Record);
             return;
         }
@@ -98,6 +101,10 @@ impl Planner<'_> {
             self.enter(Phase::Pending, "Recording", String::new());
             return;
         }
+        if !self.may_start() {
+            return;
+        }
+        let status = &mut self.plan.status;
         status.attempt += 1;
         status.restarts += u32::from(status.last_exit.is_some());
         status.next_start_at = None;

@@ -33,7 +33,14 @@ impl Planner<'_> {
             (Want::Run, AttemptState::LeaderExited { .. }) => Some(StopReason::LeaderExited),
             (Want::Run, _) if self.is_outdated() || self.is_over_fallback() => Some(StopReason::Replaced),
             (Want::Run, _) if self.is_restart_due() => Some(StopReason::Restarted),
-            (Want::Run, _) => self.verdict(attempt).map(|verdict| StopReason::of(verdict.cause)),
+            (Want::Run, _) => None,
+        };
+        if reason.is_none() && self.plan.status.stopping.is_none() {
+            self.after_start(attempt);
+        }
+        let reason = match want {
+            Want::Run => reason.or_else(|| self.verdict(attempt).map(|verdict| verdict.reason())),
+            Want::Stop | Want::Gone => reason,
         };
         self.report_limits(attempt);
         let first = self.goes_after();
@@ -92,7 +99,7 @@ impl Planner<'_> {
         let template = &self.instance.spec.template;
         let status = &self.plan.status;
         let found = observed.cloned().or_else(|| health::verdict(template, status));
-        found.or_else(|| resources::verdict(template, status, self.now))
+        found.or_else(|| self.hook_verdict(attempt)).or_else(|| resources::verdict(template, status, self.now))
     }
 
     /// Publishes what the probes have found of an attempt. What is known from before a restart of the controller stands
@@ -153,7 +160,7 @@ impl Planner<'_> {
         let template = &self.instance.spec.template;
         let metadata = &self.instance.metadata;
         let now = self.now;
-        let verdict = self.verdict(attempt).filter(|verdict| reason == Some(StopReason::of(verdict.cause)));
+        let verdict = self.verdict(attempt).filter(|verdict| reason == Some(verdict.reason()));
         let policy = verdict.as_ref().and_then(|verdict| verdict.violation).map(|violation| violation.policy);
         let grace = match metadata.deletion_grace_period_seconds {
             Some(seconds) if metadata.is_deleting() => Span::from_secs(seconds),
@@ -180,8 +187,10 @@ impl Planner<'_> {
         if let Some(deadline) = self.observed.shutdown {
             stopping.kill_at = stopping.kill_at.min(deadline);
         }
-        let Stopping { reason, kill_at, .. } = stopping.clone();
+        let stopping = stopping.clone();
+        let Stopping { reason, kill_at, .. } = stopping;
         let number = attempt.number;
+        let hook_runs = self.waits_before_stop(attempt, &stopping);
         if now >= kill_at {
             if self.observed.killed != Some(number) {
                 self.plan.actions.push(Action::Kill { attempt: number });
@@ -191,7 +200,7 @@ impl Planner<'_> {
                 }
             }
         } else {
-            if self.observed.signalled != Some(number) {
+            if self.observed.signalled != Some(number) && !hook_runs {
                 let signal = signal::parse(&template.stop.signal).unwrap_or(15);
                 self.plan.actions.push(Action::Signal { attempt: number, signal });
             }
@@ -214,11 +223,13 @@ impl Planner<'_> {
                 self.enter(Phase::Stuck, reason.name(), message);
             }
             AttemptState::LeaderExited { status, survivors } => {
-                let message = format!("{}; processes left: {survivors}", describe(status));
+                let hook = if hook_runs { "; preStop hook runs" } else { "" };
+                let message = format!("{}; processes left: {survivors}{hook}", describe(status));
                 self.enter(Phase::Stopping, reason.name(), message);
             }
             AttemptState::Running | AttemptState::FailedToStart(_) | AttemptState::Ended { .. } => {
-                self.enter(Phase::Stopping, reason.name(), String::new());
+                let message = if hook_runs { "preStop hook runs" } else { "" };
+                self.enter(Phase::Stopping, reason.name(), message.to_owned());
             }
         }
     }

@@ -4,14 +4,18 @@
 //! lost event costs latency, never correctness.
 
 mod ends;
+mod hooks;
 mod idle;
 mod live;
 mod observed;
 
 pub use ends::describe;
-pub use observed::{Attempt, AttemptState, Observed, StartError, StartErrorKind};
+pub use hooks::POST_START_PENDING;
+pub use observed::{Attempt, AttemptState, HookResult, HookRun, Observed, StartError, StartErrorKind};
 
-use crate::kinds::{Condition, HistoryEntry, Instance, InstanceStatus, Phase, Truth, WhenBlocked, set_condition};
+use crate::kinds::{
+    Condition, HistoryEntry, HookKind, Instance, InstanceStatus, Phase, Truth, WhenBlocked, set_condition,
+};
 use crate::plan::output;
 use crate::plan::resources;
 use crate::plan::{Note, health};
@@ -43,6 +47,17 @@ pub enum Action {
         /// Number of the signal.
         signal: i32,
     },
+    /// Run a hook.
+    Hook {
+        /// Which one.
+        kind: HookKind,
+        /// For this attempt.
+        attempt: u64,
+        /// What it is told besides the environment of the instance.
+        env: Vec<(&'static str, String)>,
+    },
+    /// Kill the hook that runs; what would have come of it is not wanted any more.
+    CancelHook,
     /// Have other limits take effect on what runs.
     Limit {
         /// Of this attempt.
@@ -114,7 +129,7 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     fn decide(&mut self) {
-        self.record_ends();
+        let over = self.record_ends();
         let want = if self.instance.metadata.is_deleting() {
             Want::Gone
         } else if self.instance.spec.stopped_at.is_some() || self.instance.spec.held || self.observed.shutdown.is_some()
@@ -126,6 +141,8 @@ impl Planner<'_> {
         let observed = self.observed;
         if let Some(attempt) = observed.attempts.iter().rev().find(|attempt| !attempt.state.is_over()) {
             self.live(attempt, want);
+        } else if !over {
+            // An end that its postStop hook comes before.
         } else if observed.starting.is_some_and(|number| number > self.plan.status.ended_attempt) {
             self.enter(Phase::Starting, "Starting", String::new());
         } else {
@@ -144,7 +161,8 @@ impl Planner<'_> {
             };
             set_condition(&mut status.conditions, condition, self.now);
         }
-        health::publish(&self.instance.spec.template, status, self.now);
+        let held_back = hooks::holds_back(&self.instance.spec.template, status);
+        health::publish(&self.instance.spec.template, status, held_back, self.now);
         resources::publish(&self.instance.spec.template, status, self.now);
         let drops = self.instance.spec.template.logs.when_blocked == WhenBlocked::Drop;
         let note = output::publish(status, &observed.output, drops, self.now);

@@ -1,6 +1,6 @@
 //! What custody, probes and the rest of the controller show of an instance: the facts that its plan follows from.
 
-use crate::kinds::{ExitStatus, Identity, Limits, ProbesStatus, Verdict};
+use crate::kinds::{ExitStatus, HookKind, Identity, Limits, ProbesStatus, Verdict};
 use crate::limits::EnforcedLimit;
 use crate::plan::depend::Waits;
 use crate::plan::output::Output;
@@ -39,6 +39,30 @@ pub struct Observed {
     pub waits: Option<Box<Waits>>,
     /// The ConfigMap or Secret that a start has to wait for.
     pub config_missing: Option<Box<str>>,
+    /// The hooks that run, or have come to an end that is not in the status yet.
+    pub hooks: Option<Box<[HookRun]>>,
+}
+
+/// A hook that was started by this controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookRun {
+    /// The attempt that it runs for.
+    pub attempt: u64,
+    /// Which one.
+    pub kind: HookKind,
+    /// What it came to; nothing while it runs.
+    pub result: Option<HookResult>,
+}
+
+/// What a hook came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookResult {
+    /// Whether it did what it should.
+    pub succeeded: bool,
+    /// What it said last, and how it ended if it failed.
+    pub message: String,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// One attempt in custody.
@@ -131,6 +155,8 @@ pub enum StartErrorKind {
     SecretInCommand,
     /// The machine has no more processes, memory or descriptors.
     ResourcesExhausted,
+    /// The preStart hook failed.
+    PreStartFailed,
     /// The kernel offers nothing to enforce a limit with that it may not run without.
     LimitsNotEnforceable,
     /// Anything else.
@@ -149,6 +175,7 @@ impl StartErrorKind {
             Self::BadEnvironment => "BadEnvironment",
             Self::SecretInCommand => "SecretInCommand",
             Self::ResourcesExhausted => "ResourcesExhausted",
+            Self::PreStartFailed => "PreStartFailed",
             Self::LimitsNotEnforceable => "LimitsNotEnforceable",
             Self::Other => "StartFailed",
         }
@@ -163,6 +190,7 @@ impl StartErrorKind {
             | Self::BadWorkingDirectory
             | Self::BadEnvironment
             | Self::ResourcesExhausted
+            | Self::PreStartFailed
             | Self::Other => true,
             Self::BadFormat | Self::BadUser | Self::SecretInCommand | Self::LimitsNotEnforceable => false,
         }

@@ -1,4 +1,7 @@
-//! `ExecStart`, and what `%` and `$` mean in a unit.
+//! `ExecStart` and the commands around it, and what `%` and `$` mean in a unit.
+
+use ostler_core::Span;
+use serde_json::json;
 
 use crate::draft::Draft;
 use crate::fields::{Fields, texts};
@@ -73,29 +76,111 @@ pub(super) fn read(draft: &mut Draft, fields: &mut Fields, specifiers: &Specifie
     if !more.is_empty() {
         // Only a oneshot may have several; one after the other, while they succeed.
         let script: Vec<String> = all.iter().map(|text| script(text, draft, specifiers, &about, line, notes)).collect();
-        draft.command = vec!["sh".to_owned(), "-c".to_owned(), words::literal(&script.join(" && "))];
+        draft.command = shell(&script.join(" && "));
         return;
     }
-    let text = all.first().map_or("", String::as_str);
-    let (words, expands) = parts(text, specifiers, &about, line, notes);
+    draft.command = single(all.first().map_or("", String::as_str), draft, specifiers, &about, line, notes);
+}
+
+/// How long systemd waits for commands around the start, and around the stop.
+pub(super) struct Timeouts {
+    pub(super) start: Span,
+    pub(super) stop: Span,
+}
+
+/// `ExecStartPre`, `ExecStartPost`, `ExecStop` and `ExecStopPost`, each of which may be there several times.
+pub(super) fn hooks(
+    draft: &mut Draft,
+    fields: &mut Fields,
+    specifiers: &Specifiers,
+    timeouts: &Timeouts,
+    notes: &mut Notes,
+) {
+    for (key, hook, timeout) in [
+        ("ExecStartPre", "preStart", timeouts.start),
+        ("ExecStartPost", "postStart", timeouts.start),
+        ("ExecStop", "preStop", timeouts.stop),
+        ("ExecStopPost", "postStop", timeouts.stop),
+    ] {
+        let about = fields.path(key);
+        let lines = fields.take_all(key);
+        let Some(line) = lines.first().map(|entry| entry.line) else { continue };
+        let mut all: Vec<(bool, String)> = Vec::new();
+        for text in lines.iter().filter_map(|entry| texts(&entry.node)).flatten() {
+            if text.trim().is_empty() {
+                all.clear();
+                continue;
+            }
+            if ["SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"].iter().any(|name| text.contains(name)) {
+                let told = "how it ended is told by OSTLER_REASON, OSTLER_EXIT_CODE and OSTLER_EXIT_SIGNAL";
+                notes.lost(line, &about, told);
+            }
+            let text = text.replace("${MAINPID}", "${OSTLER_PID}").replace("$MAINPID", "$OSTLER_PID");
+            let flags = text.len() - text.trim_start_matches(['@', '-', ':', '+', '!', '|']).len();
+            let ignores = text[..flags].contains('-');
+            all.push((ignores, format!("{}{}", text[..flags].replace('-', ""), &text[flags..])));
+        }
+        let decides = hook.ends_with("Start");
+        let mut ignored = false;
+        let command = match all.as_slice() {
+            [] => continue,
+            [(ignores, text)] => {
+                ignored = *ignores && decides;
+                single(text, draft, specifiers, &about, line, notes)
+            }
+            several => {
+                let mut commands = Vec::new();
+                for (ignores, text) in several {
+                    let command = script(text, draft, specifiers, &about, line, notes);
+                    commands.push(if *ignores { format!("{{ {command} || true; }}") } else { command });
+                }
+                shell(&commands.join(" && "))
+            }
+        };
+        let mut made = json!({"exec": {"command": command}, "timeout": timeout.to_string()});
+        if ignored {
+            made["failurePolicy"] = "Ignore".into();
+        }
+        draft.set_in("lifecycle", hook, made);
+        match key {
+            "ExecStop" => notes.near(line, &about, "runs within the grace period, which does not begin anew after it"),
+            "ExecStartPost" => notes.near(line, &about, "runs when the process does; the process is ready after it"),
+            _ => {}
+        }
+    }
+}
+
+fn shell(script: &str) -> Vec<String> {
+    vec!["sh".to_owned(), "-c".to_owned(), words::literal(script)]
+}
+
+/// One command, without a shell where that can be.
+fn single(
+    text: &str,
+    draft: &mut Draft,
+    specifiers: &Specifiers,
+    about: &str,
+    line: u32,
+    notes: &mut Notes,
+) -> Vec<String> {
+    let (words, expands) = parts(text, specifiers, about, line, notes);
     // A variable as a word of its own is cut at spaces. Where its value is at hand, that is done here.
-    let unknown = expands && words.iter().any(|word| references(word).iter().any(|name| !draft.has_env(name)));
+    let is_known = |name: &String| draft.has_env(name) || name.starts_with("OSTLER_");
+    let unknown = expands && words.iter().any(|word| references(word).iter().any(|name| !is_known(name)));
     if unknown {
-        let script = script(text, draft, specifiers, &about, line, notes);
-        draft.command = vec!["sh".to_owned(), "-c".to_owned(), words::literal(&format!("exec {script}"))];
-        return;
+        let script = script(text, draft, specifiers, about, line, notes);
+        return shell(&format!("exec {script}"));
     }
+    let mut command = Vec::new();
     for word in words {
         let alone = word.strip_prefix('$').filter(|name| is_name(name));
         match alone.filter(|_| expands).and_then(|name| draft.env_value(name)) {
-            Some(value) => {
-                let values = words::split(value).unwrap_or_else(|| vec![value.to_owned()]);
-                draft.command.extend(values);
-            }
-            None if expands => draft.command.push(words::expand(&word, true, |name| format!("$({name})"))),
-            None => draft.command.push(words::literal(&word)),
+            Some(value) => command.extend(words::split(value).unwrap_or_else(|| vec![value.to_owned()])),
+            None if expands => command.push(words::expand(&word, true, |name| format!("$({name})"))),
+            None => command.push(words::literal(&word)),
         }
     }
+    command
 }
 
 /// The words of a command, and whether variables are expanded in them.
