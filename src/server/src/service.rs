@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use ostler_core::kinds::{Namespace, NamespaceSpec, NamespaceStatus, TRACEPARENT};
 use ostler_core::object::key;
@@ -42,9 +42,10 @@ pub struct Service {
     pub(crate) sources: Arc<std::sync::OnceLock<Sources<Gate>>>,
 }
 
-/// How often a write is tried again when somebody else wrote the same object in between. Each try means that another
-/// writer succeeded, so this is reached only when dozens write the same object.
-const TRIES: usize = 64;
+/// How long a write is tried again when somebody else wrote the same object in between. Each try means that another
+/// writer succeeded. A number of tries would be no measure: on a busy machine the status of a process can change dozens
+/// of times while one change of its spec is on its way to the disk.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Service {
     /// Puts the API over a store and a controller. Makes the namespace `default` if there is none.
@@ -104,7 +105,7 @@ impl Service {
         &self,
         mut decide: impl FnMut() -> Result<(Vec<Op>, T), ApiError>,
     ) -> Result<(T, Revision), ApiError> {
-        let mut tries = 0;
+        let began = Instant::now();
         loop {
             let (ops, result) = decide()?;
             if ops.is_empty() {
@@ -120,7 +121,7 @@ impl Service {
             drop(span);
             match outcome {
                 Ok(revision) => return Ok((result, revision)),
-                Err(ostler_store::Error::Conflict { .. }) if tries < TRIES => tries += 1,
+                Err(ostler_store::Error::Conflict { .. }) if began.elapsed() < PATIENCE => {}
                 Err(why) => return Err(why.into()),
             }
         }
