@@ -380,6 +380,8 @@ impl Daemon {
         let mut accepted = None;
         wait_until("the controller to be started", || {
             accepted = self.listener.accept().ok();
+            let ended = self.process.as_mut().and_then(|process| process.try_wait().unwrap());
+            assert!(accepted.is_some() || ended.is_none(), "the keeper ended: {ended:?}");
             accepted.is_some()
         });
         let (stream, _) = accepted.unwrap();
@@ -489,15 +491,24 @@ pub(crate) fn read_log(directory: &Path, filter: Filter) -> Vec<u8> {
 
 /// The processes that carry the marker of this instance.
 pub(crate) fn marked(id: &str) -> Vec<i32> {
-    let marker = format!("OSTLER_ATTEMPT={id}.");
+    marked_any(&[id.to_owned()])
+}
+
+/// The processes that carry the marker of any of these instances.
+fn marked_any(ids: &[String]) -> Vec<i32> {
+    let is_marker = |entry: &[u8]| {
+        let attempt = entry.strip_prefix(b"OSTLER_ATTEMPT=");
+        attempt.is_some_and(|it| {
+            ids.iter().any(|id| it.strip_prefix(id.as_bytes()).is_some_and(|it| it.starts_with(b".")))
+        })
+    };
     fs::read_dir("/proc")
         .unwrap()
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
         .filter(|pid| {
-            fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
-                environment.split(|byte| *byte == 0).any(|entry| entry.starts_with(marker.as_bytes()))
-            })
+            fs::read(format!("/proc/{pid}/environ"))
+                .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(is_marker))
         })
         .filter(|pid| is_alive(*pid))
         .collect()
@@ -518,17 +529,15 @@ impl Drop for Daemon {
                 wait_gone(*pid);
             }
         }
-        for id in &self.ids {
-            for _ in 0..100 {
-                let pids = marked(id);
-                if pids.is_empty() {
-                    break;
-                }
-                for pid in pids {
-                    kill_9(pid);
-                }
-                std::thread::sleep(Duration::from_millis(2));
+        for _ in 0..100 {
+            let pids = marked_any(&self.ids);
+            if pids.is_empty() {
+                break;
             }
+            for pid in pids {
+                kill_9(pid);
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
         // The groups go with what lived in them.
         let Some(root) = &self.group else { return };
