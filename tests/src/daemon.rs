@@ -258,7 +258,10 @@ impl Daemon {
         }
         let info: Value = serde_json::from_slice(&output.bytes).expect("info is JSON");
         let cgroups = info["cgroups"].as_str().unwrap_or_default();
-        if let Some(path) = cgroups.split(' ').nth(1).filter(|path| path.starts_with('/')) {
+        if let Some((mode, path)) = cgroups.split_once(' ')
+            && mode != "none"
+            && let Some(path) = path.split(' ').next().filter(|path| path.starts_with('/'))
+        {
             *self.cgroup.lock().expect("no test thread panicked with it") = Some(PathBuf::from(path));
         }
         Some(info)
@@ -555,6 +558,8 @@ impl Drop for Daemon {
             if let Some(cgroup) = &cgroup {
                 left.extend(proc::members(cgroup));
             }
+            // Examples run in the directory of their manifests, and nothing about them tells where their daemon is.
+            left.extend(proc::descendants(&left));
             if left.is_empty() && (self.is_free() || !self.state.join("lock").exists()) {
                 break;
             }

@@ -34,6 +34,14 @@ pub fn is_root() -> bool {
     proc::own_uid() == 0
 }
 
+/// Whether the kernel lets us limit memory, CPU and processes here.
+pub fn can_limit() -> bool {
+    let v2 = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    let v1 = |file: &str| std::fs::exists(format!("/sys/fs/cgroup/{file}")).is_ok_and(|exists| exists);
+    is_root()
+        && (v2.contains("memory") || (v1("memory/memory.limit_in_bytes") && v1("cpu/cpu.shares") && v1("pids/tasks")))
+}
+
 /// Says on the terminal, past the capture of the test harness, why a test checks nothing on this machine.
 pub fn skipped(test: &str, why: &str) {
     use std::io::Write as _;

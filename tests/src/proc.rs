@@ -103,6 +103,21 @@ pub fn around(directory: &Path) -> Vec<Identity> {
         .collect()
 }
 
+/// The living descendants of processes.
+pub fn descendants(of: &[Identity]) -> Vec<Identity> {
+    let all: Vec<(i32, i32)> = all().into_iter().filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let mut family: Vec<i32> = of.iter().map(|process| process.pid).collect();
+    let known = family.len();
+    let mut next = 0;
+    while let Some(parent) = family.get(next).copied() {
+        next += 1;
+        let children: Vec<i32> =
+            all.iter().filter(|(pid, of)| *of == parent && !family.contains(pid)).map(|(pid, _)| *pid).collect();
+        family.extend(children);
+    }
+    family[known..].iter().copied().filter_map(identity).collect()
+}
+
 /// The living processes of every attempt of an instance: those that carry its marker, and those in its cgroups.
 pub fn of_instance(uid: &str, cgroup: Option<&Path>) -> Vec<Identity> {
     let mut found: Vec<Identity> = all()

@@ -4,16 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ostler_tests::{Daemon, Setup, is_root, manifest, proc, skipped, wait_until};
+use ostler_tests::{Daemon, Setup, can_limit, manifest, proc, skipped, wait_until};
 use serde_json::{Value, json};
-
-/// Whether the kernel lets us limit memory, CPU and processes here.
-fn can_limit() -> bool {
-    let v2 = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
-    let v1 = |file: &str| fs::exists(format!("/sys/fs/cgroup/{file}")).is_ok_and(|exists| exists);
-    is_root()
-        && (v2.contains("memory") || (v1("memory/memory.limit_in_bytes") && v1("cpu/cpu.shares") && v1("pids/tasks")))
-}
 
 const NEEDS: &str = "limits need root and the cgroup controllers memory, cpu and pids";
 
@@ -145,9 +137,9 @@ fn a_cpu_limit_holds() {
     let at_least = (after - before) / fourth.duration_since(first).as_secs_f64();
     let used = (after - before) / third.duration_since(second).as_secs_f64();
     assert!(at_least <= 0.33, "{at_least} cores");
-    // How much it got of what it may have is the machine's affair; in a period it was throttled in, it got all.
+    // How much it got of what it may have is the machine's affair, and on a busy one it is never throttled; in a period
+    // it was throttled in, it got all.
     let throttled = (later[1] - periods[1]) / (later[0] - periods[0]).max(1.0);
-    assert!(later[1] > periods[1], "never throttled");
     assert!(used >= 0.27 * throttled, "{used} cores, throttled in {throttled} of the periods");
 }
 

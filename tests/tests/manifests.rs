@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ostler_tests::{Daemon, Instance, proc, wait_until};
+use ostler_tests::{Daemon, Instance, can_limit, proc, skipped, wait_until};
 
 fn manifests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests").canonicalize().expect("the examples are there")
@@ -252,6 +252,12 @@ fn worker_finishes_before_it_ends() {
 
 #[test]
 fn limited_says_what_limits_it() {
+    if !can_limit() {
+        return skipped(
+            "limited_says_what_limits_it",
+            "limits need root and the cgroup controllers memory, cpu and pids",
+        );
+    }
     let daemon = Daemon::start();
     example(&daemon, "limited.yaml");
     let instance = daemon.instance_when("limited-0", "limited", |it| {

@@ -68,7 +68,7 @@ fn assert_mentions(daemon: &Daemon, target: &str, lines: &[&str]) {
 
 /// A shell script that waits long before its third start.
 fn failing(name: &str, script: &str) -> Value {
-    let backoff = json!({"initial": "500ms", "factor": 2000, "max": "1h", "jitter": 0});
+    let backoff = json!({"initial": "2s", "factor": 100, "max": "1h", "jitter": 0});
     manifest::with(manifest::shell(name, script), "spec.backoff", backoff)
 }
 
@@ -87,7 +87,7 @@ const CRASH_LOOP: [&str; 8] = [
     "  now     waits to be started again since SPAN",
     "  end     attempt 2: exited with code 3, SPAN ago; 2 times in SPAN",
     "  said    no database at 10.0.0.7",
-    "  policy  restartPolicy Always after Crash: end 2 in a row, 500ms apart × 2000 up to 1h, no limit of retries",
+    "  policy  restartPolicy Always after Crash: end 2 in a row, 2s apart × 100 up to 1h, no limit of retries",
     "  next    attempt 3 starts in SPAN (TIME)",
     "  waits   process/loop: 0 of 1 instances ready",
 ];
