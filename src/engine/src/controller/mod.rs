@@ -278,6 +278,10 @@ impl<D: Driver> Controller<D> {
             let now = self.clock.now();
             let Some(request) = self.queue.pop(now) else { break };
             let (kind, began) = (observer::kind(&request), self.observer.begin());
+            if !matches!(request, Request::Instance(_)) {
+                // A start does not wait until it has been counted.
+                self.driver.flush();
+            }
             match request {
                 Request::Instance(id) => self.reconcile_instance(&id, now),
                 Request::Process(id) => self.reconcile_process(&id, now),
