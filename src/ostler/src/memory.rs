@@ -19,6 +19,9 @@ pub(crate) fn settle() {
     }
 }
 
+/// Bytes of overwritten values that the history keeps when nothing happens; whoever watches has seen the rest.
+const QUIET_HISTORY: usize = 64 << 10;
+
 /// Gives free memory and unused code back once the store has been quiet after changes.
 pub(crate) async fn tidy(store: Arc<dyn Store>) {
     let mut seen = store.revision();
@@ -28,6 +31,7 @@ pub(crate) async fn tidy(store: Arc<dyn Store>) {
         let revision = store.revision();
         if revision == seen && revision != tidied {
             tidied = revision;
+            store.trim_history(QUIET_HISTORY);
             ostler_keeper::release_memory();
         }
         seen = revision;

@@ -42,6 +42,9 @@ pub(crate) const PAGE: usize = 256;
 /// Requests at the same time on one connection.
 const CONCURRENCY: u32 = 256;
 
+/// How often a list is made anew for a watch to begin with it.
+const LISTS: usize = 8;
+
 /// Makes the socket `path`, readable and writable by its owner only. A socket left by a dead daemon is replaced: the
 /// caller holds the lock of the state directory.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -318,23 +321,31 @@ impl Ostler for Service {
         let reveal = Reveal::new(request.show_secrets);
         let mut selection = selection(request.selector)?;
         let mut first = Vec::new();
-        let mut from = request.from_revision;
-        if from == 0 {
-            // A watch may wait for a name that does not exist yet.
-            let names = std::mem::take(&mut selection.names);
-            let (entries, revision) = Service::list(self, &selection)?;
-            selection.names = names;
-            from = revision;
-            for entry in entries.iter().filter(|entry| selection.matches(&entry.key, &entry.value)) {
-                first.push(v1::WatchEvent {
-                    r#type: Type::Added.into(),
-                    object: Some(shown(self, selection.kind, entry, reveal)?),
-                    revision: entry.revision,
-                });
+        let mut tries = 0;
+        let watch = loop {
+            let mut from = request.from_revision;
+            if from == 0 {
+                // A watch may wait for a name that does not exist yet.
+                let names = std::mem::take(&mut selection.names);
+                let (entries, revision) = Service::list(self, &selection)?;
+                selection.names = names;
+                from = revision;
+                first.clear();
+                for entry in entries.iter().filter(|entry| selection.matches(&entry.key, &entry.value)) {
+                    first.push(v1::WatchEvent {
+                        r#type: Type::Added.into(),
+                        object: Some(shown(self, selection.kind, entry, reveal)?),
+                        revision: entry.revision,
+                    });
+                }
+                first.push(v1::WatchEvent { r#type: Type::Bookmark.into(), object: None, revision });
             }
-            first.push(v1::WatchEvent { r#type: Type::Bookmark.into(), object: None, revision });
-        }
-        let watch = Service::watch(self, &selection, from)?;
+            match Service::watch(self, &selection, from) {
+                // So much has changed since the list was made that the history has lost it: the list is out of date.
+                Err(_) if request.from_revision == 0 && tries < LISTS => tries += 1,
+                watch => break watch?,
+            }
+        };
         let service = self.clone();
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         let store = std::sync::Arc::clone(&self.store);

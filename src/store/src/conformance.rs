@@ -36,6 +36,7 @@ macro_rules! conformance {
             the_largest_value_comes_back_whole
             watches_yield_every_later_change_in_order
             watches_from_an_unavailable_revision_are_compacted
+            a_trimmed_history_begins_later
             a_slow_watcher_is_told_to_list_again
             a_watch_wakes_up_and_loses_nothing_when_cancelled
             a_dropped_commit_takes_effect_all_the_same
@@ -269,12 +270,37 @@ pub fn watches_from_an_unavailable_revision_are_compacted(factory: Factory<'_>) 
         let available = (2..=5).contains(&from);
         assert_eq!(result.is_ok(), available, "from {from}: {result:?}");
     }
-    // A commit that the history only holds half of can be watched after, not before.
+    // The latest commit is there as a whole, however large it is, until there is another one.
     let many = ["a", "b", "c", "d"].map(|name| put(name, "6"));
     must(&*store, many.into());
+    assert!(store.watch("", 4).is_err());
+    let mut watch = store.watch("", 5).expect("it was the present a moment ago");
+    assert_eq!(drain(&mut watch).len(), 4);
+    must(&*store, vec![put("a", "7")]);
+    // Half of a commit is none.
     assert!(store.watch("", 5).is_err());
-    let mut watch = store.watch("", 6).expect("it is the present");
-    assert_eq!(drain(&mut watch), []);
+    let mut watch = store.watch("", 6).expect("the last event");
+    assert_eq!(drain(&mut watch).len(), 1);
+}
+
+/// See the name.
+pub fn a_trimmed_history_begins_later(factory: Factory<'_>) {
+    let store = factory(100);
+    for value in ["1", "22", "333", "4444"] {
+        must(&*store, vec![put("a", value)]);
+    }
+    store.trim_history(1000);
+    assert!(store.watch("", 0).is_ok(), "so little is kept");
+    // Event 4 overwrote three bytes, event 3 two.
+    store.trim_history(4);
+    for from in 0..=4 {
+        assert_eq!(store.watch("", from).is_ok(), from >= 3, "from {from}");
+    }
+    store.trim_history(0);
+    assert!(store.watch("", 3).is_err());
+    let mut watch = store.watch("", 4).expect("it is the present");
+    must(&*store, vec![put("a", "5")]);
+    assert_eq!(drain(&mut watch).len(), 1);
 }
 
 /// See the name.

@@ -23,7 +23,7 @@ pub const DEFAULT_HISTORY: usize = 2048;
 
 /// How many bytes of overwritten values the history holds at most, whatever the number of events: memory is for what is
 /// true now.
-pub const MAX_HISTORY_BYTES: usize = 256 << 10;
+pub const MAX_HISTORY_BYTES: usize = 1 << 20;
 /// The history is never cut below so many events for the sake of bytes.
 const MIN_HISTORY: usize = 64;
 
@@ -61,18 +61,25 @@ impl State {
 
     fn remember(&mut self, event: Event) {
         self.overwritten += prior_bytes(&event);
-        // Room first: a ring that goes over its capacity for a moment doubles.
-        while self.ring.len() >= self.capacity
-            || (self.overwritten > MAX_HISTORY_BYTES && self.ring.len() >= MIN_HISTORY)
-        {
+        // Room first: a ring that goes over its capacity for a moment doubles. The commit itself stays whole, or who
+        // lists just before a large one could never watch.
+        let newest = event.revision;
+        self.forget(|state, oldest| {
+            oldest.revision < newest
+                && (state.ring.len() >= state.capacity
+                    || (state.overwritten > MAX_HISTORY_BYTES && state.ring.len() >= MIN_HISTORY))
+        });
+        self.ring.push_back(event);
+    }
+
+    /// Forgets the oldest event as long as it is to be.
+    fn forget(&mut self, is_due: impl Fn(&Self, &Event) -> bool) {
+        while self.ring.front().is_some_and(|oldest| is_due(self, oldest)) {
             if let Some(dropped) = self.ring.pop_front() {
                 self.overwritten -= prior_bytes(&dropped);
                 self.floor = dropped.revision;
-            } else {
-                break;
             }
         }
-        self.ring.push_back(event);
     }
 }
 
@@ -155,6 +162,13 @@ impl Shared {
         state.revision = staged.revision;
         drop(state);
         self.changed.send_replace(());
+    }
+
+    /// Forgets old events, until overwritten values of at most `bytes` are left.
+    pub(crate) fn trim_history(&self, bytes: usize) {
+        let mut state = self.write();
+        state.forget(|state, _| state.overwritten > bytes);
+        state.ring.shrink_to_fit();
     }
 
     /// Ends all watches. Returns false when it was closed already.

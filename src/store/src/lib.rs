@@ -57,6 +57,10 @@ pub trait Store: Send + Sync + 'static {
     /// (it was restored from a backup, say): list again, and watch from that snapshot's revision.
     fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, Compacted>;
 
+    /// Forgets the oldest events of the history, until the values in it that were overwritten take at most `bytes`. For
+    /// quiet times; watches that have not seen what is forgotten end with `Compacted`.
+    fn trim_history(&self, bytes: usize);
+
     /// Whether commits are being taken.
     fn health(&self) -> Health;
 

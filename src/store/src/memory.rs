@@ -72,6 +72,10 @@ impl Store for MemoryStore {
         self.shared.watch(prefix, from)
     }
 
+    fn trim_history(&self, bytes: usize) {
+        self.shared.trim_history(bytes);
+    }
+
     fn health(&self) -> Health {
         Health::Ok
     }

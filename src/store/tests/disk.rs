@@ -34,6 +34,10 @@ impl Store for Temporary {
         (**self).watch(prefix, from)
     }
 
+    fn trim_history(&self, bytes: usize) {
+        (**self).trim_history(bytes);
+    }
+
     fn health(&self) -> Health {
         (**self).health()
     }

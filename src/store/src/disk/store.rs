@@ -193,6 +193,10 @@ impl Store for DiskStore {
         self.shared.watch(prefix, from)
     }
 
+    fn trim_history(&self, bytes: usize) {
+        self.shared.trim_history(bytes);
+    }
+
     fn health(&self) -> Health {
         self.signals.health()
     }
