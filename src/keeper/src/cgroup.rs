@@ -69,9 +69,21 @@ impl Root {
 
     pub(crate) fn read(&self, name: &str) -> io::Result<String> {
         let file = self.file(name, OFlags::RDONLY)?;
-        let mut text = String::new();
-        io::Read::read_to_string(&mut fs::File::from(file), &mut text)?;
-        Ok(text)
+        let mut bytes = vec![0; 4096];
+        let mut length = 0;
+        loop {
+            let count = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut bytes[length..]))?;
+            length += count;
+            // The kernel hands out such a file a page or less at a time; only a page that is nearly full has a successor.
+            if count == 0 || length < 2048 {
+                break;
+            }
+            if length == bytes.len() {
+                bytes.resize(2 * length, 0);
+            }
+        }
+        bytes.truncate(length);
+        String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
     }
 
     pub(crate) fn write(&self, name: &str, text: &[u8]) -> io::Result<()> {
@@ -106,13 +118,11 @@ impl Root {
     }
 
     fn below(&self, group: &str) -> Vec<String> {
-        use std::os::unix::fs::MetadataExt as _;
-        let path = self.path.join(group);
         // A directory of a cgroup file system has a link for itself, one for its name, and one for each child.
-        if fs::metadata(&path).is_ok_and(|metadata| metadata.nlink() == 2) {
+        if rustix::fs::statat(&self.directory, group, AtFlags::empty()).is_ok_and(|of| of.st_nlink == 2) {
             return Vec::new();
         }
-        let Ok(entries) = fs::read_dir(path) else {
+        let Ok(entries) = fs::read_dir(self.path.join(group)) else {
             return Vec::new();
         };
         entries

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use super::Keeper;
 use crate::cgroup::Root;
@@ -17,10 +18,31 @@ pub(super) enum Chore {
 /// Chores done before looking for events again.
 const AT_ONCE: usize = 16;
 
+/// Chores wait until nothing has happened for so long: while a thousand processes are stopped, removing the groups of
+/// those that are gone holds up the others, here and in the kernel.
+const QUIET: Duration = Duration::from_millis(20);
+/// And no longer than this, then for a moment without an event.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// How often the removal of a group is tried; a process on its way out can hold it for a moment.
 const TRIES: u8 = 50;
 
 impl Keeper {
+    /// Does some chores when their time has come; `is_idle`: there was no event.
+    pub(super) fn mind_chores(&mut self, is_idle: bool) {
+        if self.chores.is_empty() {
+            self.chores_wait = None;
+            return;
+        }
+        let now = Instant::now();
+        let (since, until) = *self.chores_wait.get_or_insert((now, now + QUIET));
+        if !is_idle {
+            self.chores_wait = Some((since, (now + QUIET).min(since + PATIENCE)));
+        } else if now >= until {
+            self.do_chores();
+        }
+    }
+
     pub(super) fn do_chores(&mut self) {
         for _ in 0..AT_ONCE {
             let Some(chore) = self.chores.pop_front() else {

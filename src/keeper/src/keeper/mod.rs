@@ -133,6 +133,8 @@ pub(crate) struct Keeper {
     /// Attempts with a `check_at`.
     watched: Vec<u32>,
     chores: VecDeque<Chore>,
+    /// While there are chores: since when they wait, and until when for quiet.
+    chores_wait: Option<(Instant, Instant)>,
 
     peer: Peer,
     commands: VecDeque<(Command, Vec<OwnedFd>)>,
@@ -196,6 +198,7 @@ impl Keeper {
             blocked_logs: Vec::new(),
             watched: Vec::new(),
             chores: VecDeque::new(),
+            chores_wait: None,
             peer: Peer::new(),
             commands: VecDeque::new(),
             outbox: VecDeque::new(),
@@ -259,9 +262,7 @@ impl Keeper {
             }
             self.on_time();
             self.do_commands();
-            if is_idle {
-                self.do_chores();
-            }
+            self.mind_chores(is_idle);
             self.flush();
         }
     }
@@ -269,13 +270,14 @@ impl Keeper {
     /// How long to sleep: not at all with work at hand, for ever with nothing pending.
     fn timeout(&self) -> Option<Timespec> {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        if !self.commands.is_empty() || !self.chores.is_empty() {
+        if !self.commands.is_empty() {
             return Some(zero);
         }
         let deadline = [
             self.journal_retry,
             self.terminate_by,
             self.release_at,
+            self.chores_wait.map(|(_, until)| until),
             self.peer.deadline(),
             self.preflight.as_ref().map(|preflight| preflight.give_up_at),
         ]
