@@ -210,7 +210,7 @@ const SLOTS: usize = 40;
 const THOROUGH: u8 = 6;
 
 /// Trees that have been the same so often, and are compared with nothing, are listed with every third sample.
-const STEADY: u8 = 6;
+const STEADY: u8 = 2;
 
 /// Whether it has a network namespace of its own, twice in sixty.
 const NETWORK: u8 = 60;

@@ -101,22 +101,26 @@ fn compare_apply(
 
 pub(super) fn memory(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     const FEW: usize = 10;
+    // What a burst needed is given back when nothing has happened for a few seconds.
+    const QUIET: Duration = Duration::from_secs(6);
     let (mut small, mut slope) = (Vec::new(), Vec::new());
     for rep in 0..bench.reps {
         let daemon = Daemon::ready(bench, &format!("memory-{rep}"))?;
         apply(bench, &daemon, &fleet(bench, &daemon, FEW)?, FEW)?;
         daemon.settle(Duration::from_secs(5))?;
         let pids = daemon.pids()?;
+        std::thread::sleep(QUIET);
         let few = pss(&pids)?;
         apply(bench, &daemon, &fleet(bench, &daemon, bench.instances)?, bench.instances - FEW)?;
         daemon.settle(Duration::from_secs(5))?;
+        std::thread::sleep(QUIET);
         let all = pss(&pids)?;
         small.push(few as f64 / 1e6);
         slope.push((all as f64 - few as f64) / 1e3 / (bench.instances - FEW) as f64);
         daemon.stop()?;
     }
     Ok(vec![
-        Figure::median("memory", "PSS of keeper and controller, 10 instances", "MB", Target::AtMost(12.0), small),
+        Figure::median("memory", "PSS of keeper and controller at rest, 10 instances", "MB", Target::AtMost(12.0), small),
         Figure::median(
             "memory",
             format!("PSS for each further instance up to {}", bench.instances),
