@@ -120,7 +120,13 @@ pub(super) fn memory(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
         daemon.stop()?;
     }
     Ok(vec![
-        Figure::median("memory", "PSS of keeper and controller at rest, 10 instances", "MB", Target::AtMost(12.0), small),
+        Figure::median(
+            "memory",
+            "PSS of keeper and controller at rest, 10 instances",
+            "MB",
+            Target::AtMost(12.0),
+            small,
+        ),
         Figure::median(
             "memory",
             format!("PSS for each further instance up to {}", bench.instances),
