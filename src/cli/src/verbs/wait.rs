@@ -217,6 +217,16 @@ fn summary(object: &Value) -> String {
     if object["kind"] == "Job" {
         return serde_json::from_value::<views::Job>(object.clone()).map(|it| it.summary()).unwrap_or_default();
     }
+    if object["kind"] == "Source" {
+        let conditions = object["status"]["conditions"].as_array();
+        let synced = conditions.and_then(|all| all.iter().find(|condition| condition["type"] == "Synced"));
+        let text = |field: &str| synced.and_then(|condition| condition[field].as_str()).unwrap_or_default();
+        return match (text("reason"), text("message")) {
+            ("", _) => "not looked at yet".to_owned(),
+            (reason, "") => reason.to_owned(),
+            (reason, message) => format!("{reason}: {message}"),
+        };
+    }
     let process = serde_json::from_value::<views::Process>(object.clone());
     let Ok(process) = process else { return String::new() };
     let conditions = process.status.as_ref().and_then(|status| status.conditions.as_ref());
@@ -226,4 +236,20 @@ fn summary(object: &Value) -> String {
         .and_then(|condition| condition.message.clone())
         .filter(|message| !message.is_empty());
     message.unwrap_or_else(|| process.summary())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_source_says_why_it_is_not_synced() {
+        let source = |conditions: Value| json!({"kind": "Source", "status": {"conditions": conditions}});
+        assert_eq!(summary(&source(json!([]))), "not looked at yet");
+        let healthy = json!({"type": "Healthy", "reason": "Degraded", "message": "process/web"});
+        let broken = json!({"type": "Synced", "reason": "Invalid", "message": "a.yaml:1:1: no"});
+        assert_eq!(summary(&source(json!([healthy, broken]))), "Invalid: a.yaml:1:1: no");
+    }
 }
