@@ -25,6 +25,8 @@ pub(crate) struct Draft {
     /// Values as in a manifest: `$(NAME)` is a reference.
     env: Vec<(String, String)>,
     inherit: Vec<String>,
+    /// Path, and whether it may be missing.
+    env_files: Vec<(String, bool)>,
     /// Name, and number or `None` for any.
     ports: Vec<(String, Option<u16>)>,
     spec: Map<String, Value>,
@@ -43,6 +45,7 @@ impl Draft {
             working_dir: None,
             env: Vec::new(),
             inherit: Vec::new(),
+            env_files: Vec::new(),
             ports: Vec::new(),
             spec: Map::new(),
         }
@@ -124,9 +127,25 @@ impl Draft {
         self.env.iter().find(|(known, _)| known == variable).map(|(_, value)| value.as_str())
     }
 
-    /// Takes a variable from the daemon's environment, unless it is set or always there.
+    /// Takes variables from a file.
+    pub(crate) fn env_file(&mut self, path: &str, optional: bool) {
+        self.env_files.push((path.to_owned(), optional));
+    }
+
+    /// Takes variables from no file, after all.
+    pub(crate) fn forget_env_files(&mut self) {
+        self.env_files.clear();
+    }
+
+    /// Whether the process is given any variable by name.
+    pub(crate) fn has_any_env(&self) -> bool {
+        !self.env.is_empty()
+    }
+
+    /// Takes a variable from the daemon's environment, unless it is set, always there, or may be in a file of variables.
     pub(crate) fn inherit(&mut self, variable: &str) {
         let set = self.has_env(variable)
+            || !self.env_files.is_empty()
             || words::is_always_there(variable)
             || variable == "PORT"
             || variable.starts_with("PORT_")
@@ -241,6 +260,12 @@ impl Draft {
             let env: Vec<Value> = self.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
             spec.insert("env".to_owned(), env.into());
         }
+        if !self.env_files.is_empty() {
+            let file = |(path, optional): &(String, bool)| {
+                if *optional { json!({"path": path, "optional": true}) } else { json!({"path": path}) }
+            };
+            spec.insert("envFiles".to_owned(), self.env_files.iter().map(file).collect());
+        }
         if !self.inherit.is_empty() {
             spec.insert("inheritEnv".to_owned(), self.inherit.into());
         }
@@ -345,7 +370,7 @@ fn object_in<'a>(map: &'a mut Map<String, Value>, name: &str) -> &'a mut Map<Str
 }
 
 /// The order in which fields are written; others follow.
-const ORDER: [&str; 27] = [
+const ORDER: [&str; 28] = [
     "apiVersion",
     "kind",
     "metadata",
@@ -360,6 +385,7 @@ const ORDER: [&str; 27] = [
     "args",
     "workingDir",
     "env",
+    "envFiles",
     "inheritEnv",
     "ports",
     "user",

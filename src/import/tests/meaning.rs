@@ -74,7 +74,7 @@ fn arguments_are_what_the_other_manager_would_have_given() {
         ),
         (
             Format::Systemd,
-            "[Service]\nEnvironmentFile=/etc/x\nExecStart=/bin/x $OPTS --a=${B}c \"d e\" $$\n",
+            "[Service]\nExecStart=/bin/x $OPTS --a=${B}c \"d e\" $$\n",
             &["sh", "-c", "exec /bin/x $OPTS \"--a=${B}c\" 'd e' '$'"],
         ),
         (Format::Systemd, "[Service]\nExecStart=:/bin/x $A $(b)\n", &["/bin/x", "$A", "$(b)"]),
@@ -221,4 +221,15 @@ fn commands_around_a_service_become_hooks() {
     );
     assert!(process.spec.inherit_env.is_empty(), "{:?}", process.spec.inherit_env);
     assert!(!imported.notes.iter().any(|note| note.to_string().contains("no equivalent: Service.Exec")));
+}
+
+#[test]
+fn files_of_variables_are_read_at_each_start() {
+    let unit = "[Service]\nEnvironmentFile=/etc/gone\nEnvironmentFile=\nEnvironmentFile=-/etc/default/x\n\
+                EnvironmentFile=/etc/x\nEnvironmentFile=/etc/x.d/*\nExecStart=/bin/x $OPTS\n";
+    let (process, imported) = one(Format::Systemd, unit);
+    let files: Vec<_> = process.spec.env_files.iter().map(|file| (file.path.as_str(), file.optional)).collect();
+    assert_eq!(files, [("/etc/default/x", true), ("/etc/x", false)]);
+    assert!(process.spec.inherit_env.is_empty(), "the variable is in one of the files, or nowhere");
+    assert_eq!(imported.notes.len(), 1, "{:?}", imported.notes);
 }

@@ -166,8 +166,30 @@ fn environment(draft: &mut Draft, fields: &mut Fields, specifiers: &Specifiers, 
             text.split_whitespace().for_each(|name| draft.inherit(name));
         }
     }
-    let why = "files of variables are not read: write the variables into env";
-    fields.lost(&["EnvironmentFile"], why, notes);
+    let about = fields.path("EnvironmentFile");
+    for entry in fields.take_all("EnvironmentFile") {
+        for text in crate::fields::texts(&entry.node).unwrap_or_default() {
+            let (optional, path) = match text.trim().strip_prefix('-') {
+                Some(path) => (true, path),
+                None => (false, text.trim()),
+            };
+            let path = specifiers.plain(path, &about, entry.line, notes);
+            if path.is_empty() {
+                draft.forget_env_files();
+            } else if path.starts_with('/') && !path.contains(['*', '?', '[']) {
+                draft.env_file(&path, optional);
+                if draft.has_any_env() {
+                    notes.near(
+                        entry.line,
+                        &about,
+                        "what env sets wins over the file; systemd has it the other way round",
+                    );
+                }
+            } else {
+                notes.lost(entry.line, &about, "only files with an absolute path and no pattern can be read");
+            }
+        }
+    }
     fields.hint(&["UnsetEnvironment"], "only what env and inheritEnv name is set", notes);
 }
 
