@@ -13,7 +13,7 @@ use ostler_core::globs::Globs;
 use ostler_core::kinds::{FileWatch, Instance, Phase, Process, RESTART_CASCADE};
 use ostler_core::plan::watch::{Debounce, Look, cascade, is_complete, plan};
 use ostler_core::{Kind, Timestamp, signal};
-use ostler_store::{Durability, EventKind, Expect, Key, Op, Store, WatchEnded};
+use ostler_store::{Durability, Expect, Key, Op, Store, WatchEnded};
 use ostler_watch::files::{self, Known, Root, Seen, TooMany};
 use ostler_watch::{Anchors, Concern, DirectoryId, DirectoryWatcher, Heard};
 use serde::de::DeserializeOwned;
@@ -60,10 +60,7 @@ pub async fn run(store: Arc<dyn Store>, handle: Handle, state_dir: PathBuf) {
                 events = watch.next() => match events {
                     Ok(events) => {
                         for event in events {
-                            let value = match &event.kind {
-                                EventKind::Put(value) => Some(value),
-                                EventKind::Delete => None,
-                            };
+                            let value = event.kind.value();
                             task.see(&event.key, value.map(|value| &**value)).await;
                         }
                     }

@@ -10,7 +10,7 @@ use ostler_core::kinds::Source;
 use ostler_core::object::key;
 use ostler_core::plan::Note;
 use ostler_core::{Kind, Metadata, Timestamp};
-use ostler_store::{EventKind, Store, WatchEnded};
+use ostler_store::{Store, WatchEnded};
 use tokio::task::AbortHandle;
 use tracing::{debug, warn};
 
@@ -230,10 +230,7 @@ async fn follow<C: Cluster>(shared: Arc<Shared<C>>, kind: Kind) {
             };
             for event in events {
                 let Some(item) = Item::parse(event.key.as_str()) else { continue };
-                let value = match &event.kind {
-                    EventKind::Put(value) => Some(value),
-                    EventKind::Delete => None,
-                };
+                let value = event.kind.value();
                 for running in lock(&shared.running).values() {
                     running.tracker.see(&item, value.map(|value| &**value));
                 }

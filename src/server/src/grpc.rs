@@ -257,13 +257,11 @@ impl Ostler for Service {
             set: (!request.set.is_empty()).then_some(set),
         };
         let (decided, revision) = Service::apply(self, &request.objects, how).await?;
-        let forecast =
-            if request.dry_run { self.forecast(&decided.objects, &decided.pruned) } else { Forecast::default() };
+        let forecast = request.dry_run.then(|| foretold(self.forecast(&decided.objects, &decided.pruned)));
         let results = decided.objects.into_iter();
         let results = results.map(|result| applied(self, result, revision)).collect::<Result<_, _>>()?;
         let references =
             |items: &[Item]| items.iter().map(|item| reference(item.kind, &item.namespace, &item.name)).collect();
-        let forecast = request.dry_run.then(|| foretold(forecast));
         Ok(Response::new(v1::ApplyResponse {
             results,
             forecast,

@@ -224,6 +224,16 @@ pub enum EventKind {
     Delete,
 }
 
+impl EventKind {
+    /// The value that it has now; none when it is gone.
+    pub fn value(&self) -> Option<&Bytes> {
+        match self {
+            Self::Put(value) => Some(value),
+            Self::Delete => None,
+        }
+    }
+}
+
 /// Whether the store takes commits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {

@@ -9,7 +9,7 @@ use ostler_core::kinds::{CronJob, Instance, InstanceStatus, Job, Namespace, Phas
 use ostler_core::object::parse_key;
 use ostler_core::plan::instance::Observed;
 use ostler_core::{Kind, Timestamp};
-use ostler_store::{Event, EventKind, Revision};
+use ostler_store::{Event, Revision};
 use serde::de::DeserializeOwned;
 
 use super::Request;
@@ -176,10 +176,7 @@ impl World {
     pub(crate) fn apply(&mut self, event: &Event) -> Vec<Request> {
         let (kind, namespace, name) = parse_key(event.key.as_str()).unwrap_or((Kind::Process, "", ""));
         let id = id(namespace, name);
-        let value = match &event.kind {
-            EventKind::Put(value) => Some(value),
-            EventKind::Delete => None,
-        };
+        let value = event.kind.value();
         if let Some(origin) = Origin::of(kind) {
             // What cannot be read is not there.
             if self.put_config(origin, &id, value.map(|value| &**value)).is_err() {

@@ -14,7 +14,7 @@ use ostler_core::kinds::{External, ExternalPhase, Identity};
 use ostler_core::object::parse_key;
 use ostler_core::plan::external::{Finding, next};
 use ostler_core::{Kind, Timestamp};
-use ostler_store::{Durability, EventKind, Expect, Key, Op, Store, WatchEnded};
+use ostler_store::{Durability, Expect, Key, Op, Store, WatchEnded};
 use tracing::{debug, warn};
 
 use self::watcher::{Order, Report, Watcher};
@@ -50,10 +50,7 @@ pub async fn run(store: Arc<dyn Store>, handle: Handle) -> std::io::Result<()> {
                 events = watch.next() => match events {
                     Ok(events) => {
                         for event in events {
-                            let value = match &event.kind {
-                                EventKind::Put(value) => Some(value),
-                                EventKind::Delete => None,
-                            };
+                            let value = event.kind.value();
                             keeper.see(&event.key, value.map(|value| &**value));
                         }
                     }
